@@ -1,0 +1,22 @@
+// A region that scrolls must be reachable by keyboard; a table wider than the page scrolls in its own box.
+(function () {
+  function wrapTables() {
+    document.querySelectorAll(".bd-article table").forEach(function (table) {
+      if (table.closest(".pst-scrollable-table-container, .table-scroll")) return;
+      var box = document.createElement("div");
+      box.className = "table-scroll";
+      table.parentNode.insertBefore(box, table);
+      box.appendChild(table);
+    });
+  }
+  function markScrollable() {
+    var boxes = ".bd-article pre, .table-scroll, .pst-scrollable-table-container, .cell_output .text_html, div.math, mjx-container[display]";
+    document.querySelectorAll(boxes).forEach(function (box) {
+      if (box.scrollWidth > box.clientWidth + 1) box.setAttribute("tabindex", "0");
+      else if (box.matches("pre, .table-scroll")) box.removeAttribute("tabindex");
+    });
+  }
+  document.addEventListener("DOMContentLoaded", function () { wrapTables(); markScrollable(); });
+  window.addEventListener("load", markScrollable);
+  window.addEventListener("resize", markScrollable);
+})();
