@@ -1,0 +1,38 @@
+"""Profiles follow GPU memory, and an override is honest about what is missing."""
+
+import pytest
+
+from inferlab import profiles
+from inferlab.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "name"),
+    [(8e9, "tiny"), (15.8e9, "gpu16"), (24e9, "gpu24"), (80e9, "gpu80"), (150e9, "gpu80")],
+)
+def test_the_profile_follows_the_memory(memory_bytes, name):
+    assert profiles.profile_for_memory(int(memory_bytes)) == name
+
+
+def test_an_unknown_override_names_what_exists(monkeypatch):
+    monkeypatch.setenv("INFERLAB_PROFILE", "huge")
+    with pytest.raises(UserError, match="tiny, gpu16, gpu24, gpu80"):
+        profiles.current_profile()
+
+
+def test_a_gpu_profile_without_a_gpu_is_refused(monkeypatch):
+    monkeypatch.setenv("INFERLAB_PROFILE", "gpu80")
+    monkeypatch.setattr(profiles, "_detected", lambda: "tiny")
+    with pytest.raises(UserError, match="needs a CUDA device"):
+        profiles.current_profile()
+
+
+def test_a_cuda_build_of_torch_without_a_device_means_tiny(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    profiles._detected.cache_clear()
+    monkeypatch.delenv("INFERLAB_PROFILE", raising=False)
+    assert profiles.current_profile().name == "tiny"
+    profiles._detected.cache_clear()

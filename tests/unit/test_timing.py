@@ -1,0 +1,89 @@
+"""Interleaving: pairing, stopping, resuming, and what a lost case does to the others."""
+
+import itertools
+
+import pytest
+
+from inferlab.errors import MeasurementError
+from inferlab.timing import StopRule, interleave, is_out_of_memory
+
+QUICK = StopRule(min_rounds=3, max_rounds=6, interval_ratio=0.01, warmup_rounds=1)
+
+
+def noisy():
+    """A run whose values never settle, so that only max_rounds stops it."""
+    values = itertools.cycle([1.0, 9.0])
+    return lambda: {"step_s": next(values)}
+
+
+def test_every_round_runs_each_case_once_in_turn():
+    samples = list(interleave({"a": noisy(), "b": noisy()}, QUICK))
+    timed = [(s.case, s.round) for s in samples if s.status == "ok"]
+    assert timed == [(c, r) for r in range(6) for c in "ab"]
+
+
+def test_warmup_rounds_are_kept_apart():
+    samples = list(interleave({"a": noisy()}, QUICK))
+    assert [s.status for s in samples].count("warmup") == 1
+    assert samples[0].round == -1
+
+
+def test_a_steady_case_stops_at_the_least_number_of_rounds():
+    samples = list(interleave({"a": lambda: {"step_s": 1.0}}, QUICK))
+    assert sum(s.status == "ok" for s in samples) == QUICK.min_rounds
+
+
+def test_an_out_of_memory_case_drops_out_and_the_others_go_on():
+    calls = itertools.count()
+
+    def hungry():
+        if next(calls) >= 2:
+            raise MemoryError("no room for the KV cache")
+        return {"step_s": 1.0}
+
+    samples = list(interleave({"hungry": hungry, "a": noisy()}, QUICK))
+    lost = [s for s in samples if s.status == "oom"]
+    assert [s.case for s in lost] == ["hungry"]
+    assert lost[0].detail == "no room for the KV cache"
+    assert sum(s.case == "a" and s.status == "ok" for s in samples) == 6
+
+
+def test_other_errors_are_not_swallowed():
+    def broken():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(interleave({"a": broken}, QUICK))
+
+
+def test_a_value_that_is_not_finite_is_refused():
+    with pytest.raises(MeasurementError, match="step_s is not a finite number"):
+        list(interleave({"a": lambda: {"step_s": float("nan")}}, QUICK))
+
+
+def test_finished_rounds_are_not_measured_again():
+    done = {"a": [{"step_s": 1.0}, {"step_s": 9.0}], "b": [{"step_s": 1.0}]}
+    samples = list(interleave({"a": noisy(), "b": noisy()}, QUICK, done=done))
+    timed = [(s.case, s.round) for s in samples if s.status == "ok"]
+    assert timed[0] == ("b", 1)
+    assert timed[1:3] == [("a", 2), ("b", 2)]
+
+
+def test_a_finished_block_is_not_touched():
+    done = {"a": [{"step_s": 1.0}] * 3}
+
+    def never():
+        raise AssertionError("measured again")
+
+    assert list(interleave({"a": never}, QUICK, done=done)) == []
+
+
+def test_a_passed_deadline_ends_the_rounds():
+    samples = list(interleave({"a": noisy()}, QUICK, deadline=0.0))
+    assert all(s.status == "warmup" for s in samples)
+
+
+def test_torch_memory_errors_are_recognized_by_name():
+    error = type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory")
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
