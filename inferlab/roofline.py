@@ -83,7 +83,7 @@ def predict_ttft_s(
 
 
 def ridge_batch_size(
-    config: ModelConfig, dtype: str, ceilings: Ceilings, context_len: int = 0
+    config: ModelConfig, dtype: str, ceilings: Ceilings, context_len: int = 1
 ) -> float:
     """Batch size at which a decode step turns from bandwidth- to compute-bound; inf if never.
 
