@@ -26,13 +26,13 @@ class Ceilings:
     read_bytes_per_s: float
     flops_per_s: float  # matrix products in the dtype that the model runs in
     overhead_s: float = 0.0  # per step: launches, Python, synchronization
-    row_overhead_s: float = 0.0  # per step and sequence of the batch
+    token_overhead_s: float = 0.0  # per token of the step: norms, activations, sampling
     source: str = "measured"  # measured | datasheet
 
     def __post_init__(self) -> None:
         if self.read_bytes_per_s <= 0 or self.flops_per_s <= 0:
             raise UserError("bandwidth and FLOP/s must be positive")
-        if self.overhead_s < 0 or self.row_overhead_s < 0:
+        if self.overhead_s < 0 or self.token_overhead_s < 0:
             raise UserError("an overhead cannot be negative")
 
     @property
@@ -61,11 +61,10 @@ def bound(cost: StepCost, ceilings: Ceilings) -> str:
     return "memory" if memory_s(cost, ceilings) >= compute_s(cost, ceilings) else "compute"
 
 
-def predict_s(cost: StepCost, ceilings: Ceilings, batch_size: int = 1) -> float:
-    """Expected seconds of a step: its floor plus the stated overheads."""
-    return (
-        floor_s(cost, ceilings) + ceilings.overhead_s + batch_size * ceilings.row_overhead_s
-    )
+def predict_s(cost: StepCost, ceilings: Ceilings, num_tokens: int = 1) -> float:
+    """Expected seconds of a step over `num_tokens` new tokens: floor plus the stated overheads."""
+    overhead_s = ceilings.overhead_s + num_tokens * ceilings.token_overhead_s
+    return floor_s(cost, ceilings) + overhead_s
 
 
 def predict_tpot_s(
@@ -79,7 +78,8 @@ def predict_ttft_s(
     config: ModelConfig, dtype: str, batch_size: int, prompt_len: int, ceilings: Ceilings
 ) -> float:
     """Expected seconds from prompt to first token, nothing queued."""
-    return predict_s(prefill_cost(config, dtype, batch_size, prompt_len), ceilings, batch_size)
+    cost = prefill_cost(config, dtype, batch_size, prompt_len)
+    return predict_s(cost, ceilings, batch_size * prompt_len)
 
 
 def ridge_batch_size(
@@ -115,18 +115,19 @@ def mfu_ratio(cost: StepCost, seconds: float, ceilings: Ceilings) -> float:
 
 def fit_overhead(
     costs: Sequence[StepCost],
-    batch_sizes: Sequence[int],
+    num_tokens: Sequence[int],
     measured_s: Sequence[float],
     ceilings: Ceilings,
 ) -> Ceilings:
     """`ceilings` with overheads fitted to measured steps: least squares of the relative error.
 
-    Neither overhead may be negative: a step that beats its floor fits zero overhead.
+    `num_tokens` are the new tokens of each step: B in decode, B·T in prefill. Neither overhead may
+    be negative: a step that beats its floor fits zero overhead. Fit decode and prefill apart.
     """
-    if not len(costs) == len(batch_sizes) == len(measured_s) or len(costs) < 2:
+    if not len(costs) == len(num_tokens) == len(measured_s) or len(costs) < 2:
         raise UserError("a fit of the overhead needs at least two measured cases")
     target = np.asarray(measured_s, dtype=float)
     excess = target - [floor_s(cost, ceilings) for cost in costs]
-    terms = np.column_stack([np.ones(len(costs)), np.asarray(batch_sizes, dtype=float)])
-    (overhead, row_overhead), _ = nnls(terms / target[:, None], excess / target)
-    return replace(ceilings, overhead_s=float(overhead), row_overhead_s=float(row_overhead))
+    terms = np.column_stack([np.ones(len(costs)), np.asarray(num_tokens, dtype=float)])
+    (overhead, token_overhead), _ = nnls(terms / target[:, None], excess / target)
+    return replace(ceilings, overhead_s=float(overhead), token_overhead_s=float(token_overhead))

@@ -80,7 +80,7 @@ def test_the_fit_recovers_the_overheads_that_made_the_times(overhead_s, row_s):
 def test_a_step_faster_than_its_floor_fits_no_negative_overhead():
     costs = [decode_cost(SMOL, "bfloat16", b, 128) for b in (1, 8)]
     fitted = roofline.fit_overhead(costs, [1, 8], [1e-9, 1e-9], H200)
-    assert fitted.overhead_s == fitted.row_overhead_s == 0
+    assert fitted.overhead_s == fitted.token_overhead_s == 0
 
 
 def test_bad_ceilings_and_too_few_cases_are_refused():
