@@ -95,9 +95,7 @@ def generate(
     generator = sampling.generator(decoder.device)
     token_ids, positions, readable = batch.token_ids, batch.positions, batch.readable
 
-    logits = decoder(
-        token_ids[:, :start], cache, positions[:, :start], batch.prefill_mask(start)
-    )
+    logits = decoder(token_ids[:, :start], cache, positions[:, :start], batch.prefill_mask(start))
     for step in range(steps):
         tokens = choose(logits, sampling, generator)
         token_ids[:, start + step] = tokens
@@ -107,9 +105,7 @@ def generate(
             break
         end = start + step + 1
         if cache.recomputes:
-            logits = decoder(
-                token_ids[:, :end], cache, positions[:, :end], batch.prefill_mask(end)
-            )
+            logits = decoder(token_ids[:, :end], cache, positions[:, :end], batch.prefill_mask(end))
         else:
             mask = None if readable is None else readable[..., :end]
             logits = decoder(tokens.unsqueeze(1), cache, positions[:, end - 1 : end], mask)

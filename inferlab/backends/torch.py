@@ -1,0 +1,123 @@
+"""How fast does our own decoder serve a batch?
+
+Chapter: chapters/20_kv_cache.md    Lab: labs/20_kv_cache.ipynb
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from inferlab.backends.base import (
+    BackendRun,
+    batch_bytes,
+    check_static_batch,
+    trace_of_batch,
+)
+from inferlab.decoding.generate import generate
+from inferlab.decoding.sampling import GREEDY, Sampling
+from inferlab.errors import UserError
+from inferlab.kvcache import CACHES, KVCache
+from inferlab.models.config import ModelConfig
+from inferlab.models.decoder import Decoder
+from inferlab.models.load import load_decoder
+from inferlab.models.placement import check_host_memory, dtype_name, synchronize
+from inferlab.workload import Workload
+
+
+class TorchBackend:
+    """Our decoder and one kind of cache; a batch is prefilled together, then decoded in step.
+
+    The cache is allocated before the clock starts and kept for the next run of the same size.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: str = "static",
+        sampling: Sampling = GREEDY,
+        weights: str = "real",
+    ) -> None:
+        self.decoder = decoder
+        self.config = decoder.config
+        self.dtype = dtype_name(decoder.dtype)
+        self.cache = cache
+        self.sampling = sampling
+        self.weights = weights
+        self._store: KVCache | None = None
+        self._store_key: tuple[int, int] | None = None
+
+    def run(self, workload: Workload) -> BackendRun:
+        """Serve one static batch. The device is synchronized before each look at the clock.
+
+        Raises BatchTooLarge when a CPU could not hold it; a GPU's OutOfMemoryError passes through.
+        """
+        check_static_batch(workload)
+        prompts = [spec.prompt_token_ids for spec in workload.requests]
+        output_lens = [spec.output_len for spec in workload.requests]
+        device = self.decoder.device
+        times: list[float] = []
+
+        def on_step(step: int, tokens: torch.Tensor) -> None:
+            synchronize(device)
+            times.append(time.perf_counter())
+
+        try:
+            store = self._prepare(workload)
+            synchronize(device)
+            start = time.perf_counter()
+            token_ids = generate(self.decoder, prompts, output_lens, store, self.sampling, on_step)
+        except Exception:
+            self.release()  # after an out-of-memory error the next case needs the room
+            raise
+        meta = {
+            "backend": self.name,
+            "model": self.config.name,
+            "weights": self.weights,
+            "dtype": self.dtype,
+            "device": device.type,
+            "cache": self.cache,
+            "cache_bytes": store.num_bytes(),
+        }
+        return BackendRun(
+            trace_of_batch(workload, [moment - start for moment in times], meta), token_ids
+        )
+
+    def release(self) -> None:
+        """Let go of the cache that is kept between runs."""
+        self._store = self._store_key = None
+
+    def _prepare(self, workload: Workload) -> KVCache:
+        prompt = max(spec.prompt_len for spec in workload.requests)
+        output = max(spec.output_len for spec in workload.requests)
+        key = (workload.batch_size, prompt + output - 1)
+        if self._store is None or self._store_key != key:
+            self.release()
+            ratio = {"none": 0.0, "dynamic": 1.1}.get(self.cache, 1.0)
+            needed = batch_bytes(self.config, self.decoder.dtype.itemsize, workload, ratio)
+            check_host_memory(
+                needed, f"a batch of {key[0]} with {key[1]} positions each", self.decoder.device
+            )
+            self._store = self.decoder.new_cache(self.cache, *key)
+            self._store_key = key
+        return self._store
+
+
+def load(
+    model: str | ModelConfig,
+    dtype: str,
+    device: str,
+    weights: str = "real",
+    cache: str = "static",
+    sampling: Sampling = GREEDY,
+    pack: bool = True,
+    seed: int = 0,
+) -> TorchBackend:
+    """Load the decoder; `seed` is that of random weights."""
+    if cache not in CACHES:
+        raise UserError(f"unknown cache {str(cache)[:40]!r}; known: {', '.join(CACHES)}")
+    decoder = load_decoder(model, dtype, device, weights, seed=seed, pack=pack)
+    return TorchBackend(decoder, cache, sampling, weights)
