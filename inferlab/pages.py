@@ -1,0 +1,175 @@
+"""What do the book's generated pages show: machines, runs, predictions beside measurements?
+
+Everything comes from records and is escaped before it becomes HTML: a record is untrusted input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from inferlab.records import Record
+from inferlab.stats import Estimate
+from inferlab.units import GIB
+
+HARNESS_BLOCK = "harness"  # its cases have the parameter `loop`: bare or bench
+SHOWN_METRICS = {
+    "ttft_s": "TTFT", "tpot_s": "TPOT", "output_tok_per_s": "output throughput",
+}  # fmt: skip
+MISS_FACTOR = 2.0  # beyond it a chapter must say why
+
+
+def html_table(table: pd.DataFrame, caption: str = "") -> Any:
+    """`table` as an escaped HTML table for a page."""
+    from html import escape
+
+    from IPython.display import HTML
+
+    text = table.to_html(index=False, escape=True, border=0, na_rep="")
+    if caption:
+        text = text.replace("<thead>", f"<caption>{escape(caption)}</caption><thead>", 1)
+    return HTML(text)
+
+
+def by_device(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records of each device, CPUs after GPUs, labs in order; a published record stands for a
+    device's facts when there is one."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.manifest.device, []).append(record)
+    order = sorted(groups, key=lambda d: (groups[d][0].manifest.machine.kind == "cpu", d))
+    return {device: sorted(groups[device], key=lambda r: r.manifest.lab) for device in order}
+
+
+def machine_facts(records: Sequence[Record]) -> pd.DataFrame:
+    """What one device is: two columns, fact and value, from its newest record."""
+    machine = max(records, key=lambda r: r.manifest.ended).manifest.machine
+    rows: list[tuple[str, Any]] = []
+    if gpu := machine.accelerator:
+        rows += [
+            ("device", gpu.name),
+            ("device memory", f"{gpu.memory_bytes / GIB:.0f} GiB"),
+            ("compute capability", gpu.compute_capability),
+            ("driver", gpu.driver),
+            ("CUDA of torch", gpu.cuda_runtime),
+            ("clock of the multiprocessors", _hertz(gpu.sm_clock_hz, gpu.sm_clock_max_hz)),
+            ("clock of the memory", _hertz(gpu.memory_clock_hz, gpu.memory_clock_max_hz)),
+            ("power limit", f"{gpu.power_limit_w:.0f} W" if gpu.power_limit_w else None),
+            ("error correction", {True: "on", False: "off"}.get(gpu.ecc)),
+            ("throttling seen", ", ".join(gpu.throttle_reasons or []) or "none"),
+        ]
+    cpu = machine.cpu
+    memory = f"{cpu.memory_bytes / GIB:.0f} GiB" if cpu.memory_bytes else None
+    caches = [
+        f"{name} {size / 2**20:g} MiB"
+        for name, size in (("L1d", cpu.l1d_bytes), ("L2", cpu.l2_bytes), ("L3", cpu.l3_bytes))
+        if size
+    ]
+    rows += [
+        ("processor", cpu.model),
+        ("cores in use", cpu.cores),
+        ("host memory", memory),
+        ("caches", ", ".join(caches)),
+        ("vector and matrix units", ", ".join(cpu.isa)),
+        ("system", f"{machine.os}, {machine.kernel}"),
+        ("Python", machine.python),
+        *sorted(machine.packages.items()),
+    ]
+    shown = [(name, value) for name, value in rows if value not in (None, "")]
+    return pd.DataFrame(shown, columns=["fact", "value"])
+
+
+def runs(records: Sequence[Record]) -> pd.DataFrame:
+    """What was run on one device, when, and whether it may still be quoted."""
+    return pd.DataFrame(
+        {
+            "lab": r.manifest.lab,
+            "date": r.manifest.started.date().isoformat(),
+            "took": f"{r.manifest.spent_s() / 60:.1f} min",
+            "profile": r.manifest.profile,
+            "models": ", ".join(f"{m.name} ({m.weights} weights)" for m in r.manifest.models),
+            "cases": len(r.manifest.cases),
+            "samples": int((r.samples["status"] == "ok").sum()),
+            "out of memory": len(r.oom_cases),
+            "inferlab": r.manifest.package_version,
+            "state": _state(r),
+            "from": {"published": "the book", "local": "this machine"}.get(r.origin, r.origin),
+        }
+        for r in records
+    )
+
+
+def predictions(record: Record) -> pd.DataFrame:
+    """One row a case and quantity that was predicted and measured.
+
+    `ratio` is predicted / measured; `error_ratio` its distance from one.
+    """
+    rows = []
+    for case, info in record.manifest.cases.items():
+        for metric in record.metrics(case):
+            predicted = info.predicted.get(metric)
+            if predicted is None:
+                continue
+            estimate: Estimate = record.estimate(case, metric)
+            ratio = predicted / estimate.value
+            rows.append((case, metric, predicted, estimate.value, ratio, abs(ratio - 1)))
+    columns = ["case", "metric", "predicted", "measured", "ratio", "error_ratio"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def prediction_summary(records: Sequence[Record]) -> pd.DataFrame:
+    """For each lab, device and quantity: how far off the predictions are."""
+    rows = []
+    for record in records:
+        for metric, group in predictions(record).groupby("metric", sort=False):
+            missed = group[(group["ratio"] > MISS_FACTOR) | (group["ratio"] < 1 / MISS_FACTOR)]
+            rows.append(
+                {
+                    "lab": record.manifest.lab,
+                    "device": record.manifest.machine.title,
+                    "quantity": SHOWN_METRICS.get(metric, metric),
+                    "cases": len(group),
+                    "median predicted / measured": f"{group['ratio'].median():.2f}",
+                    "median absolute error": f"{group['error_ratio'].median():.0%}",
+                    "off by more than 2×": len(missed),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def harness_overhead(records: Sequence[Record]) -> pd.DataFrame:
+    """TPOT through `bench` over TPOT of a bare loop of the same backend, interleaved."""
+    rows = []
+    for record in records:
+        loops: dict[str, dict[str, str]] = {}
+        for name, info in record.manifest.cases.items():
+            if info.block.startswith(HARNESS_BLOCK) and "loop" in info.params:
+                rest = sorted((k, str(v)) for k, v in info.params.items() if k != "loop")
+                loops.setdefault(", ".join(v for _, v in rest), {})[info.params["loop"]] = name
+        for what, pair in loops.items():
+            if {"bare", "bench"} <= set(pair):
+                ratio = record.ratio(pair["bare"], pair["bench"], "tpot_s")
+                rows.append(
+                    {
+                        "device": record.manifest.machine.title,
+                        "case": what,
+                        "bench / bare loop": f"{ratio.value:.4f}",
+                        "95 % interval": f"{ratio.low:.4f} to {ratio.high:.4f}",
+                        "rounds": ratio.n,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def _state(record: Record) -> str:
+    words = [] if record.manifest.status == "complete" else [record.manifest.status]
+    return ", ".join([*words, "stale" if record.is_stale else "fresh"])
+
+
+def _hertz(now: float | None, most: float | None) -> str | None:
+    if not now and not most:
+        return None
+    parts = [f"{now / 1e6:.0f} MHz" if now else "", f"at most {most / 1e6:.0f} MHz" if most else ""]
+    return ", ".join(part for part in parts if part)
