@@ -33,9 +33,7 @@ def weight_bandwidth(config: ModelConfig, dtype: str, device: str) -> float:
 @functools.cache
 def matrix_rate(config: ModelConfig, dtype: str, device: str, num_tokens: int) -> float:
     """FLOP/s of the model's largest layer product with `num_tokens` rows."""
-    rate = matmul_rate(
-        num_tokens, 2 * config.intermediate_size, config.hidden_size, dtype, device
-    )
+    rate = matmul_rate(num_tokens, 2 * config.intermediate_size, config.hidden_size, dtype, device)
     return statistics.median(rate)
 
 

@@ -120,7 +120,9 @@ class Journal:
 def read_events(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Whole events of a journal, and how many bytes they take: a cut-off last line is left out."""
     if path.stat().st_size > MAX_JOURNAL_BYTES:
-        raise UserError(f"{path} is larger than {MAX_JOURNAL_BYTES} bytes: remove it to start again")
+        raise UserError(
+            f"{path} is larger than {MAX_JOURNAL_BYTES} bytes: remove it to start again"
+        )
     events: list[dict[str, Any]] = []
     good_bytes = 0
     for line in path.read_bytes().splitlines(keepends=True):

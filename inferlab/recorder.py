@@ -130,12 +130,10 @@ class Recorder:
         done: dict[str, list[dict[str, float]]] = {}
         runs = {key: case.run for key, case in cases.items()}
         if self._journal:
-            done = self._adopt(cases)
+            done = self._adopt(cases, self._journal)
             runs = {k: run for k, run in runs.items() if k not in self._journal.dropped()}
         start = self._journal.begin if self._journal else None
-        for sample in interleave(
-            runs, stop, done=done, on_start=start, deadline=self._deadline
-        ):
+        for sample in interleave(runs, stop, done=done, on_start=start, deadline=self._deadline):
             self._samples.append(sample)
             if self._journal:
                 self._journal.add(sample)
@@ -145,17 +143,15 @@ class Recorder:
             raise BudgetSpent(f"{reason}; run again to resume")
         return self.record()
 
-    def _adopt(self, cases: Mapping[str, Case]) -> dict[str, list[dict[str, float]]]:
+    def _adopt(
+        self, cases: Mapping[str, Case], journal: Journal
+    ) -> dict[str, list[dict[str, float]]]:
         """Take over what an interrupted run measured of `cases`."""
-        assert self._journal is not None
-        known = {id(s) for s in self._samples}
-        for sample in self._journal.samples:
-            if sample.case in cases and id(sample) not in known:
-                self._samples.append(sample)
-        for case, why in self._journal.killed.items():
+        self._samples += [sample for sample in journal.samples if sample.case in cases]
+        for case, why in journal.killed.items():
             if case in cases:
                 self._samples.append(Sample(case, 0, "oom", detail=why))
-        return self._journal.finished_rounds()
+        return journal.finished_rounds()
 
     def check(self, name: str, passed: bool, detail: str = "") -> None:
         """Keep the outcome of a correctness check in the record; a failed one invalidates it."""
@@ -186,9 +182,7 @@ class Recorder:
             cases=self._cases,
             checks=self._checks,
         )
-        return Record(
-            manifest, _frame(self._samples), self._traces, labs_dir=self.labs_dir
-        )
+        return Record(manifest, _frame(self._samples), self._traces, labs_dir=self.labs_dir)
 
     def finish(self) -> Record:
         """Write the record if `inferlab run` asked for one; returns it in any case."""

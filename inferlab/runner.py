@@ -118,9 +118,8 @@ def _run_one(
             return LabResult(lab, "partial", wall_s, "time budget; run again to resume")
         if code not in (-signal.SIGKILL, 128 + signal.SIGKILL):
             return LabResult(lab, "failed", wall_s, f"exit code {code}; finished cases are kept")
-        case = note_kill(
-            partial_folder(out, lab, this_device()), "killed by signal 9, as the out-of-memory killer does"
-        )
+        journal_folder = partial_folder(out, lab, this_device())
+        case = note_kill(journal_folder, "killed by signal 9, as the out-of-memory killer does")
         if case is None:
             return LabResult(lab, "failed", wall_s, "killed by signal 9 outside any case")
         say(f"    {case}: killed for memory; going on with the next case")
@@ -135,10 +134,10 @@ def _spawn(lab: str, labs_dir: Path, out: Path, deadline: float) -> int:
         "deadline": deadline if deadline != float("inf") else None,
         "command": f"inferlab run {lab}",
     }
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603 - our own module, no shell
         [sys.executable, "-m", "inferlab.execute", str((labs_dir / f"{lab}.ipynb").resolve())],
         env={**os.environ, RUN_VARIABLE: json.dumps(settings), "MPLBACKEND": "Agg"},
-        preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads are started before this
+        preexec_fn=_die_with_parent,
     )
     try:
         return process.wait()
