@@ -39,6 +39,7 @@ from inferlab.metrics.summary import (
     Window,
     distribution,
     summarize,
+    without_warmup,
 )
 
 __all__ = [
@@ -57,4 +58,5 @@ __all__ = [
     "ttft_from_sent_s",
     "ttft_s",
     "user_tok_per_s",
+    "without_warmup",
 ]

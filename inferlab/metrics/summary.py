@@ -146,17 +146,15 @@ def summarize(
     event of the measured requests, ramp-up and tail included. Raises UserError when nothing is left
     to measure.
     """
-    if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
-        raise UserError(f"warmup must be a number of requests of at least 0, not {warmup!r}")
-    ordered = sorted(trace.requests, key=lambda request: (request.scheduled, request.sent))
-    kept = ordered[warmup:]
+    kept = without_warmup(trace, warmup).requests
     if not kept:
         raise UserError(
-            f"nothing to measure: {len(ordered)} requests, {warmup} of them excluded as warm-up"
+            f"nothing to measure: {len(trace.requests)} requests, {warmup} of them left out as "
+            "warm-up"
         )
     if window is None:
         span = _whole_run(kept)
-        measured = kept
+        measured = list(kept)
     else:
         span = _stated_window(window)
         measured = [r for r in kept if span.start_s <= r.scheduled < span.end_s]
@@ -189,6 +187,14 @@ def summarize(
         requests_per_s=_rate(len(done), duration_s),
         goodput=goodput,
     )
+
+
+def without_warmup(trace: Trace, warmup: int) -> Trace:
+    """The trace without its first `warmup` requests by scheduled (then sent) time."""
+    if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
+        raise UserError(f"warmup must be a number of requests of at least 0, not {warmup!r}")
+    ordered = sorted(trace.requests, key=lambda request: (request.scheduled, request.sent))
+    return Trace(tuple(ordered[warmup:]), trace.meta)
 
 
 def _rate(count: float, duration_s: float) -> float | None:
