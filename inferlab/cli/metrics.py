@@ -64,11 +64,12 @@ def _print_tables(file: Path, summary: dict[str, Any], reports: dict[str, dict[s
 
     console = stdout_console()
     counts, window = summary["counts"], summary["window"]
+    name, label = escape(one_line(file.name)), escape(one_line(summary["label"] or "none"))
     console.print(
-        f"[bold]{escape(one_line(file.name))}[/bold]: {counts['requests']} requests, {counts['ok']} "
-        f"completed, {counts['failed']} failed, {counts['warmup_excluded']} left out as warm-up; "
+        f"[bold]{name}[/bold]: {counts['requests']} requests, {counts['ok']} completed, "
+        f"{counts['failed']} failed, {counts['warmup_excluded']} left out as warm-up; "
         f"{counts['output_tokens']} output tokens in {format_seconds(window['duration_s'])}; "
-        f"label: {escape(one_line(summary['label'] or 'none'))}",
+        f"label: {label}",
         highlight=False,
     )
     ours = Table(title="inferlab", title_justify="left", title_style="bold")

@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from trace_strategies import traces
 
 from inferlab.errors import UserError
@@ -252,3 +253,21 @@ def test_two_requests_with_one_id_are_refused_in_memory():
     request = Request("a", 0, 0, 1, [])
     with pytest.raises(TraceError, match="two requests"):
         Trace((request, request))
+
+
+@given(
+    st.integers(0, 400),
+    st.integers(0, 12),
+    st.sampled_from(
+        [b"", b"\x00", b"\xff", b"[", b"}", b'"', b"1e999", b"NaN", b"-", b"\n", b"9" * 30]
+    ),
+)
+def test_a_mutated_file_loads_or_is_refused_in_one_line(tmp_path_factory, at, cut, new):
+    content = (HEADER + "\n" + line() + "\n" + line(id="b") + "\n").encode()
+    at %= len(content)
+    path = tmp_path_factory.mktemp("mutated") / "t.jsonl"
+    path.write_bytes(content[:at] + new + content[at + cut :])
+    try:
+        load_trace(path)
+    except TraceError as error:
+        assert "\n" not in str(error) and str(path) in str(error)
