@@ -16,7 +16,13 @@
       else if (box.matches("pre, .table-scroll")) box.removeAttribute("tabindex");
     });
   }
-  document.addEventListener("DOMContentLoaded", function () { wrapTables(); markScrollable(); });
+  function nameToggles() {
+    document.querySelectorAll(".bd-sidebar-primary details > summary").forEach(function (toggle) {
+      var link = toggle.closest("li").querySelector("a");
+      toggle.setAttribute("aria-label", "Pages under " + (link ? link.textContent.trim() : "this page"));
+    });
+  }
+  document.addEventListener("DOMContentLoaded", function () { wrapTables(); markScrollable(); nameToggles(); });
   window.addEventListener("load", markScrollable);
   window.addEventListener("resize", markScrollable);
 })();

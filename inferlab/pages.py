@@ -173,3 +173,25 @@ def _hertz(now: float | None, most: float | None) -> str | None:
         return None
     parts = [f"{now / 1e6:.0f} MHz" if now else "", f"at most {most / 1e6:.0f} MHz" if most else ""]
     return ", ".join(part for part in parts if part)
+
+
+def landing_figure(records: Sequence[Record]) -> tuple[Any, str]:
+    """Measured against predicted seconds of every case of `records`, and its caption."""
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(5.2, 4.6))
+    total = 0
+    for record in records:
+        table = predictions(record)
+        table = table[table["metric"].isin(["ttft_s", "tpot_s"])]
+        total += len(table)
+        ax.loglog(table["predicted"], table["measured"], "o", label=record.manifest.machine.title)
+    ax.set_xlabel("predicted, s")
+    ax.set_ylabel("measured, s")
+    if not total:
+        ax.text(0.5, 0.5, "no records of lab 02 yet:\nrun `make book`", ha="center", va="center",
+                transform=ax.transAxes)  # fmt: skip
+    plt.close(figure)
+    if not total:
+        return figure, "There are no records of lab 02 yet; `make book` measures this machine."
+    return figure, f"{total} cases"
