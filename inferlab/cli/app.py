@@ -11,7 +11,7 @@ import typer
 import typer.core
 
 import inferlab
-from inferlab.cli import metrics
+from inferlab.cli import doctor, measure, metrics, report, run, status
 from inferlab.cli.output import print_error
 from inferlab.errors import UserError
 
@@ -39,7 +39,12 @@ app = typer.Typer(
 
 # A verb is one line: a function with typer annotations, from a module that imports nothing heavy
 # at its top.
+app.command("doctor")(doctor.doctor)
+app.command("measure")(measure.measure)
 app.command("metrics")(metrics.metrics)
+app.command("run")(run.run)
+app.command("status")(status.status)
+app.command("report")(report.report)
 
 
 def _print_version(wanted: bool) -> None:

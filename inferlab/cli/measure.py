@@ -1,0 +1,116 @@
+"""`inferlab measure`: predict and time one backend, batch size by batch size."""
+
+import json as jsonlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inferlab.cli.output import stdout_console
+from inferlab.errors import MeasurementError, UserError
+
+
+def measure(
+    backend: Annotated[
+        str, typer.Option(help="hf, torch, or both with a comma: they are then interleaved.")
+    ] = "torch",
+    model: Annotated[str, typer.Option(help="A preset, such as smollm2-135m.")] = "smollm2-135m",
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    batch_size: Annotated[str, typer.Option(help="Sizes with commas: 1,4.")] = "1,4",
+    prompt_len: Annotated[int, typer.Option(min=1, help="Prompt tokens a request.")] = 64,
+    output_len: Annotated[int, typer.Option(min=1, help="Output tokens a request.")] = 64,
+    weights: Annotated[str, typer.Option(help="real, or random: the shape only.")] = "real",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the profile's.")] = "auto",
+    rounds: Annotated[int, typer.Option(min=3, help="Most rounds of samples.")] = 15,
+    time_cap_s: Annotated[float, typer.Option(min=0.1, help="Most seconds of sampling.")] = 60.0,
+    save_trace: Annotated[
+        Path | None, typer.Option(help="Folder for one event log a case (inferlab.trace/1).")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a case.")] = False,
+) -> None:
+    """Prediction, TTFT, TPOT, throughput and MBU of one model, by batch size.
+
+    Sizes and backends take turns, so that drift falls on all of them. A size that does not fit in
+    memory is reported with status `oom`; the exit code is then 1.
+    """
+    from inferlab.measure import Plan, measure_plan, save_traces
+    from inferlab.timing import StopRule
+
+    plan = Plan(
+        backends=tuple(_words(backend, "--backend")),
+        model=model,
+        dtype=dtype,
+        batch_sizes=tuple(_sizes(batch_size)),
+        prompt_len=prompt_len,
+        output_len=output_len,
+        weights=weights,
+        device=device,
+    )
+    stop = StopRule(min_rounds=3, max_rounds=rounds, time_cap_s=time_cap_s)
+    results = measure_plan(plan, stop, say=_say, keep_traces=save_trace is not None)
+    if save_trace:
+        save_traces(results, save_trace)
+    if json:
+        for result in results:
+            sys.stdout.write(jsonlib.dumps(result.to_dict(), allow_nan=False) + "\n")
+    else:
+        _print_table(results)
+    lost = [result.case for result in results if result.status != "ok"]
+    if lost:
+        raise MeasurementError(
+            f"out of memory: {', '.join(lost)}; use a smaller --batch-size, shorter prompts or "
+            "another --dtype"
+        )
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
+def _words(text: str, option: str) -> list[str]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or len(set(words)) != len(words):
+        raise UserError(f"{option} needs different values with commas between, not {text!r}")
+    return words
+
+
+def _sizes(text: str) -> list[int]:
+    sizes = []
+    for word in _words(text, "--batch-size"):
+        if not word.isascii() or not word.isdigit() or not 1 <= int(word) <= 65536:
+            raise UserError(f"--batch-size needs whole numbers from 1 to 65536, not {word!r}")
+        sizes.append(int(word))
+    return sizes
+
+
+def _print_table(results) -> None:
+    from rich.table import Table
+
+    from inferlab.units import format_number, format_seconds
+
+    shown = {
+        "ttft_s": ("TTFT", format_seconds),
+        "tpot_s": ("TPOT", format_seconds),
+        "output_tok_per_s": ("output tok/s", format_number),
+        "mbu_ratio": ("MBU", format_number),
+    }
+    first = results[0]
+    table = Table(title=f"{first.params['model']}, {first.params['dtype']}, {first.machine.title}")
+    table.add_column("backend")
+    table.add_column("batch", justify="right")
+    for name, _ in shown.values():
+        table.add_column(f"{name}\npredicted", justify="right")
+        table.add_column(f"{name}\nmeasured", justify="right", style="bold")
+    for result in results:
+        cells = []
+        for metric, (_, write) in shown.items():
+            estimate = result.measured.get(metric)
+            cells.append(write(result.predicted.get(metric)))
+            cells.append(write(estimate.value) if estimate else result.status)
+        batch = str(result.params["batch_size"])
+        table.add_row(str(result.params["backend"]), batch, *cells)
+    console = stdout_console()
+    console.print(table)
+    rounds = min((e.n for r in results for e in r.measured.values()), default=0)
+    console.print(f"medians of at least {rounds} rounds; --json has the 95 % intervals")

@@ -1,0 +1,181 @@
+"""What does one configuration cost, by batch size? The work behind `inferlab measure`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from inferlab.backends.base import Backend, load_backend
+from inferlab.bench import Shape, generation_case
+from inferlab.calibration import step_overhead_s, token_ceilings
+from inferlab.errors import UserError
+from inferlab.hardware.facts import Machine, describe_machine
+from inferlab.journal import disk_error
+from inferlab.models.cost import dtype_bytes
+from inferlab.profiles import current_profile
+from inferlab.recorder import Case
+from inferlab.roofline import Ceilings
+from inferlab.stats import Estimate, median_interval
+from inferlab.timing import StopRule, interleave
+from inferlab.trace import Trace, save_trace
+from inferlab.workload import uniform_batch
+
+BATCH_BACKENDS = ("hf", "torch")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure."""
+
+    backends: tuple[str, ...]
+    model: str
+    dtype: str
+    batch_sizes: tuple[int, ...]
+    prompt_len: int
+    output_len: int
+    weights: str = "real"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in self.backends:
+            if name not in BATCH_BACKENDS:
+                raise UserError(f"unknown backend {name!r}: use {' or '.join(BATCH_BACKENDS)}")
+        dtype_bytes(self.dtype)
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise UserError(f"unknown device {self.device!r}: use auto, cpu or cuda")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Prediction and measurement of one case."""
+
+    case: str
+    status: str  # ok | oom
+    params: dict[str, Any]
+    ceilings: Ceilings
+    predicted: dict[str, float]
+    measured: dict[str, Estimate]
+    machine: Machine
+    trace: Trace | None
+    detail: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; times in seconds, `n` is the raw sample count behind a median."""
+        return {
+            "case": self.case,
+            "label": "measured",
+            "status": self.status,
+            "detail": self.detail,
+            **self.params,
+            "predicted": self.predicted,
+            "measured": {
+                metric: {
+                    "median": estimate.value,
+                    "low": estimate.low,
+                    "high": estimate.high,
+                    "n": estimate.n,
+                }
+                for metric, estimate in self.measured.items()
+            },
+            "ceilings": asdict(self.ceilings),
+            "machine": self.machine.model_dump(mode="json"),
+        }
+
+
+def measure_plan(
+    plan: Plan,
+    stop: StopRule,
+    say: Callable[[str], None] = lambda line: None,
+    *,
+    keep_traces: bool = False,
+) -> list[Result]:
+    """Predict, then time, every backend and batch size of `plan`, interleaved.
+
+    `keep_traces` runs each case once more at the end, for its event log.
+    """
+    device = current_profile().device if plan.device == "auto" else plan.device
+    cases: dict[str, Case] = {}
+    limits: dict[str, Ceilings] = {}
+    traces: dict[str, Callable[[], Trace]] = {}
+    for name in plan.backends:
+        say(f"loading {plan.model} into {name} ...")
+        backend = load_backend(name, plan.model, plan.dtype, device, weights=plan.weights)
+        say("measuring this machine's ceilings ...")
+        overhead_s = step_overhead_s(name, backend.config, plan.dtype, device)
+        for batch_size in plan.batch_sizes:
+            shape = Shape(batch_size, plan.prompt_len, plan.output_len)
+            key = f"{name}-{plan.model}-{plan.dtype}-{shape.key}"
+            tokens = batch_size * plan.prompt_len
+            limits[key] = token_ceilings(backend.config, plan.dtype, device, tokens, overhead_s)
+            cases[key] = generation_case(
+                backend, shape, ceilings=limits[key], params={"weights": plan.weights}
+            )
+            traces[key] = _one_trace(backend, shape)
+    samples = _samples(cases, stop, say)
+    machine = describe_machine(device)
+    return [
+        _result(key, case, limits[key], samples[key], machine, traces[key] if keep_traces else None)
+        for key, case in cases.items()
+    ]
+
+
+def _samples(cases: dict[str, Case], stop: StopRule, say: Callable[[str], None]) -> dict[str, list]:
+    """Samples by case; says which round it is in."""
+    found: dict[str, list] = {key: [] for key in cases}
+    runs = {key: case.run for key, case in cases.items()}
+
+    def announce(key: str, round_index: int) -> None:
+        if key == next(iter(cases)):
+            say("warming up ..." if round_index < 0 else f"round {round_index + 1} ...")
+
+    for sample in interleave(runs, stop, on_start=announce):
+        found[sample.case].append(sample)
+    return found
+
+
+def _result(
+    key: str,
+    case: Case,
+    ceilings: Ceilings,
+    samples: Sequence,
+    machine: Machine,
+    trace: Callable[[], Trace] | None,
+) -> Result:
+    lost = next((sample for sample in samples if sample.status == "oom"), None)
+    timed = [sample.values for sample in samples if sample.status == "ok"]
+    metrics = [] if lost or not timed else list(timed[0])
+    return Result(
+        case=key,
+        status="oom" if lost else "ok",
+        params=dict(case.params),
+        ceilings=ceilings,
+        predicted=dict(case.predicted),
+        measured={m: median_interval([values[m] for values in timed]) for m in metrics},
+        machine=machine,
+        trace=trace() if trace and not lost else None,
+        detail=lost.detail if lost else "",
+    )
+
+
+def _one_trace(backend: Backend, shape: Shape) -> Callable[[], Trace]:
+    workload = uniform_batch(
+        backend.config.vocab_size, shape.batch_size, shape.prompt_len, shape.output_len
+    )
+    return lambda: backend.run(workload).trace
+
+
+def save_traces(results: Sequence[Result], folder: Path) -> list[Path]:
+    """Write one event log a case into `folder`."""
+    paths = []
+    for result in results:
+        if result.trace is not None:
+            path = folder / f"{result.case}.jsonl"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                save_trace(result.trace, path)
+            except OSError as error:
+                raise disk_error(error, "a trace", path) from error
+            paths.append(path)
+    return paths
