@@ -286,7 +286,7 @@ def test_any_valid_samples_survive_the_file(tmp_path_factory, rows):
 def test_the_bytes_of_samples_do_not_depend_on_pandas(tmp_path):
     frame = samples()
     frame.index = frame.index[::-1]
-    frame.attrs["secret"] = "x"
+    frame.attrs["note"] = "x"
     write_samples(samples(), tmp_path / "a")
     write_samples(frame, tmp_path / "b")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
