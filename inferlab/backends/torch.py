@@ -98,9 +98,9 @@ class TorchBackend:
             self.release()
             ratio = {"none": 0.0, "dynamic": 1.1}.get(self.cache, 1.0)
             needed = batch_bytes(self.config, self.decoder.dtype.itemsize, workload, ratio)
-            check_host_memory(
-                needed, f"a batch of {key[0]} with {key[1]} positions each", self.decoder.device
-            )
+            # An offloaded cache lies in host memory, whatever the decoder runs on.
+            where = torch.device("cpu") if self.cache == "offloaded" else self.decoder.device
+            check_host_memory(needed, f"a batch of {key[0]} with {key[1]} positions each", where)
             self._store = self.decoder.new_cache(self.cache, *key)
             self._store_key = key
         return self._store
