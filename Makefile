@@ -17,8 +17,7 @@ env:
 	@$(PYTHON) scripts/bootstrap.py
 
 model: env
-	@echo "Checking the embedded model ($(MODEL)) ..."
-	@$(RUN) -m inferlab.models.load $(MODEL)
+	@$(RUN) scripts/steps.py "Checking the embedded model ($(MODEL))" .make/model.log $(RUN) -u -m inferlab.models.load $(MODEL)
 
 quick: model
 	@$(RUN) scripts/quick.py

@@ -22,7 +22,11 @@
       toggle.setAttribute("aria-label", "Pages under " + (link ? link.textContent.trim() : "this page"));
     });
   }
-  document.addEventListener("DOMContentLoaded", function () { wrapTables(); markScrollable(); nameToggles(); });
+  function dropListRoles() {
+    // Sphinx marks a bibliography as a list whose items have a role that is no list item.
+    document.querySelectorAll(".citation-list[role], .citation[role]").forEach(function (box) { box.removeAttribute("role"); });
+  }
+  document.addEventListener("DOMContentLoaded", function () { dropListRoles(); wrapTables(); markScrollable(); nameToggles(); });
   window.addEventListener("load", markScrollable);
   window.addEventListener("resize", markScrollable);
 })();

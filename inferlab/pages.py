@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from inferlab.claims import Ledger, LedgerRow
 from inferlab.records import Record
 from inferlab.stats import Estimate
 from inferlab.units import GIB
@@ -22,15 +23,26 @@ MISS_FACTOR = 2.0  # beyond it a chapter must say why
 
 
 def html_table(table: pd.DataFrame, caption: str = "") -> Any:
-    """`table` as an escaped HTML table for a page."""
+    """`table` as an escaped HTML table for a page; numbers stand to the right, text to the left."""
     from html import escape
 
     from IPython.display import HTML
 
-    text = table.to_html(index=False, escape=True, border=0, na_rep="")
-    if caption:
-        text = text.replace("<thead>", f"<caption>{escape(caption)}</caption><thead>", 1)
-    return HTML(text)
+    def cell(tag: str, column: str, value: Any) -> str:
+        kind = ' class="number"' if pd.api.types.is_numeric_dtype(table[column]) else ""
+        scope = ' scope="col"' if tag == "th" else ""
+        return f"<{tag}{scope}{kind}>{escape(str(value))}</{tag}>"
+
+    head = "".join(cell("th", column, column) for column in table.columns)
+    body = "".join(
+        "<tr>" + "".join(cell("td", c, row[c]) for c in table.columns) + "</tr>"
+        for row in table.to_dict("records")
+    )
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return HTML(
+        f'<table class="table book-table">{title}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table>"
+    )
 
 
 def by_device(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -161,6 +173,46 @@ def harness_overhead(records: Sequence[Record]) -> pd.DataFrame:
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def verdicts(rows: Sequence[LedgerRow]) -> pd.DataFrame:
+    """One row a claim and device: the verdict, its regime, and whether the record is stale."""
+    return pd.DataFrame(
+        {
+            "claim": row.claim,
+            "device": found.title,
+            "verdict": found.verdict.verdict + (" (stale record)" if found.is_stale else ""),
+            "where": found.verdict.where,
+        }
+        for row in rows
+        for found in row.verdicts
+        if found.verdict.verdict != "untested"
+    )
+
+
+def claims(rows: Sequence[LedgerRow]) -> pd.DataFrame:
+    """The whole ledger, one row a claim."""
+    return pd.DataFrame(
+        {
+            "claim": row.claim + (f" ({row.question})" if row.question else ""),
+            "source": ", ".join(row.sources),
+            "lab": row.lab,
+            "verdict": row.summary,
+        }
+        for row in rows
+    )
+
+
+def claim_sources(ledger: Ledger) -> pd.DataFrame:
+    """The essays behind the ledger and how many claims each has."""
+    return pd.DataFrame(
+        {
+            "source": source.title,
+            "date": source.date or "",
+            "claims": sum(key in claim.source for claim in ledger.claims),
+        }
+        for key, source in ledger.sources.items()
+    )
 
 
 def _state(record: Record) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -122,8 +123,12 @@ def install(mode: str, kept: str | None) -> int:
 def main() -> int:
     if sys.version_info[:2] < LEAST_PYTHON:
         here = ".".join(map(str, sys.version_info[:2]))
-        fail(f"Python 3.11 or newer is needed and {sys.executable} is {here}: "
-             "name another with `make book PYTHON=/path/to/python3.12`")
+        fail(
+            f"Python 3.11 or newer is needed and {sys.executable} is {here}: "
+            "name another with `make book PYTHON=/path/to/python3.12`"
+        )
+    if not os.access(ROOT, os.W_OK):
+        fail("this checkout is read-only: copy it to a folder that you can write to")
     mode, kept = choose_mode()
     stamp = VENV / ".installed"
     now = fingerprint(mode, kept)

@@ -17,9 +17,21 @@ from steps import run_logged  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
 PAGE = BUILD / "html" / "index.html"
-INPUTS = ("*.md", "*.yml", "*.bib", "CITATION.cff", "chapters/*.md", "labs/*.ipynb",
-          "reference/*.md", "_assets/**/*", "_ext/*.py", "_templates/*", "data/**/*",
-          "inferlab/**/*.py", "requirements.txt")
+INPUTS = (
+    "*.md",
+    "*.yml",
+    "*.bib",
+    "CITATION.cff",
+    "chapters/*.md",
+    "labs/*.ipynb",
+    "reference/*.md",
+    "_assets/**/*",
+    "_ext/*.py",
+    "_templates/*",
+    "data/**/*",
+    "inferlab/**/*.py",
+    "requirements.txt",
+)
 
 
 def inputs_hash() -> str:
@@ -37,8 +49,14 @@ def build() -> int:
     if BUILD.exists():
         shutil.rmtree(BUILD)
     command = [
-        sys.executable, "-c", "from jupyter_book.cli.main import main; main()",
-        "build", str(ROOT), "-W", "-n", "--keep-going",
+        sys.executable,
+        "-c",
+        "from jupyter_book.cli.main import main; main()",
+        "build",
+        str(ROOT),
+        "-W",
+        "-n",
+        "--keep-going",
     ]
     status = run_logged("Building the book", command, ROOT / ".make" / "book.log", cwd=ROOT)
     if status == 0 and not PAGE.exists():

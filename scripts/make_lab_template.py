@@ -1,7 +1,10 @@
 """Write labs/_template.ipynb: every section of a lab, with its tags set.
 
-Kept as code so that a change of the skeleton is a readable diff. `python scripts/make_lab_template.py`.
+Kept as code so that a change of the skeleton is a readable diff:
+`python scripts/make_lab_template.py`.
 """
+
+# ruff: noqa: E501
 
 from __future__ import annotations
 

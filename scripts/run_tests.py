@@ -16,8 +16,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-ra", "--color=no"]
-NBVAL = ["--nbval", "--nbval-current-env", "--nbval-sanitize-with=tests/nbval_sanitize.cfg",
-         "-p", "no:cacheprovider"]
+NBVAL = [
+    "--nbval",
+    "--nbval-current-env",
+    "--nbval-sanitize-with=tests/nbval_sanitize.cfg",
+    "-p",
+    "no:cacheprovider",
+]
 CLOSING_LINE = re.compile(r"\b(passed|failed|error|errors|skipped|no tests ran)\b.* in \d")
 
 
@@ -41,8 +46,16 @@ def notebook_gate(paths: list[str], cell_s: int, total_s: int, *more: str) -> li
 
 GATES: dict[str, Callable[[], list[str]]] = {
     "lint": lambda: [sys.executable, "-m", "ruff", "check", "."],
-    "unit": lambda: [*PYTEST, "tests", "--ignore=tests/book", "-n", "2", "--dist", "loadscope",
-                     "--timeout=300"],
+    "unit": lambda: [
+        *PYTEST,
+        "tests",
+        "--ignore=tests/book",
+        "-n",
+        "2",
+        "--dist",
+        "loadscope",
+        "--timeout=300",
+    ],
     "book": lambda: [sys.executable, "scripts/build_book.py"],
     "pages": lambda: [*PYTEST, "tests/book", "-m", "not browser", "--timeout=300"],
     # One lab at a time: its orderings and bands are timed on this machine.
@@ -57,13 +70,24 @@ def run_gate(name: str) -> tuple[bool, str, float]:
     command = GATES[name]()
     print(f"\n== {name}", flush=True)
     began = time.monotonic()
-    settings = {**os.environ, "INFERLAB_PROFILE": "tiny", "HF_HUB_OFFLINE": "1",
-                "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    settings = {
+        **os.environ,
+        "INFERLAB_PROFILE": "tiny",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     settings.pop("RECORD", None)
     closing = ""
     process = subprocess.Popen(  # noqa: S603
-        command, cwd=ROOT, env=settings, text=True, encoding="utf-8", errors="replace",
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command,
+        cwd=ROOT,
+        env=settings,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     try:
         for line in process.stdout:
@@ -90,8 +114,9 @@ def main() -> int:
     for name, (passed, closing, took_s) in results.items():
         print(f"{'pass' if passed else 'FAIL'}  {name:<9} {took_s:5.0f} s  {closing}")
     good = all(passed for passed, _, _ in results.values())
-    print(f"{'all gates passed' if good else 'SOME GATES FAILED'} in "
-          f"{time.monotonic() - began:.0f} s")
+    print(
+        f"{'all gates passed' if good else 'SOME GATES FAILED'} in {time.monotonic() - began:.0f} s"
+    )
     return 0 if good else 1
 
 

@@ -1,4 +1,7 @@
-"""Run a long command and keep saying what it is doing. Standard library only."""
+"""Run a long command and keep saying what it is doing. Standard library only.
+
+`python scripts/steps.py TITLE LOG COMMAND...`
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,13 @@ def run_logged(title: str, command: list[str], log: Path, every_s: float = 5.0, 
     newest = [""]
     with log.open("w", encoding="utf-8", errors="replace") as out:
         process = subprocess.Popen(  # noqa: S603
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            encoding="utf-8", errors="replace", **popen,
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            **popen,
         )
 
         def drain() -> None:
@@ -57,3 +65,7 @@ def run_logged(title: str, command: list[str], log: Path, every_s: float = 5.0, 
         print("\n".join(tail), file=sys.stderr)
         print(f"(whole log: {log})", file=sys.stderr)
     return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_logged(sys.argv[1], sys.argv[3:], Path(sys.argv[2])))

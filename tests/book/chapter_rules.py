@@ -54,7 +54,7 @@ def split_front_matter(text: str) -> tuple[dict, str]:
     match = re.match(r"\A---\n(.*?\n)---\n", text, re.DOTALL)
     if not match:
         return {}, text
-    return yaml.safe_load(match[1]) or {}, "\n" * match[0].count("\n") + text[match.end():]
+    return yaml.safe_load(match[1]) or {}, "\n" * match[0].count("\n") + text[match.end() :]
 
 
 def blank(text: str) -> str:
@@ -137,7 +137,7 @@ def code_cells(body: str) -> list[tuple[str, str]]:
         inside = match[2]
         header = re.match(r"---\n.*?\n---\n|(?::[\w-]+:.*\n)*", inside, re.DOTALL)
         options = header[0] if header else ""
-        cells.append((options, inside[len(options):].strip("\n")))
+        cells.append((options, inside[len(options) :].strip("\n")))
     return cells
 
 

@@ -1,4 +1,4 @@
-"""Each page in a real browser: nothing leaves the machine, no error, no overflow, readable by all."""
+"""Each page in a real browser: nothing leaves the machine, no error, no overflow, axe content."""
 
 from __future__ import annotations
 

@@ -13,7 +13,9 @@ from toc import HTML, LABS, ROOT, source_of, toc_files
 pytestmark = pytest.mark.built
 PAGES = toc_files()
 GENERATED = ["search", "genindex"]
-UNRENDERED = re.compile(r"\{(?:glue|assumed|term|cite|doc|numref|eq|ref)(?::\w+)?\}`|\{\{|⚠|WARNING:")
+UNRENDERED = re.compile(
+    r"\{(?:glue|assumed|term|cite|doc|numref|eq|ref)(?::\w+)?\}`|\{\{|⚠|WARNING:"
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -69,6 +69,6 @@ def test_every_package_module_says_what_it_answers():
 def test_no_cdn_is_named_in_what_the_pages_load():
     for path in tracked(".css", ".js", ".html"):
         if path.is_relative_to(ROOT / "_assets") or path.is_relative_to(ROOT / "_templates"):
-            assert not re.search(r"(?:https?:)?//[\w.-]+\.\w+/", path.read_text(encoding="utf-8")), (
-                f"{path.relative_to(ROOT)} names an address"
-            )
+            assert not re.search(
+                r"(?:https?:)?//[\w.-]+\.\w+/", path.read_text(encoding="utf-8")
+            ), f"{path.relative_to(ROOT)} names an address"

@@ -37,10 +37,16 @@ def test_every_chapter_file_is_in_the_table_of_contents():
 @pytest.mark.parametrize(
     "sentence",
     [
-        "It is 1.8× faster.", "It is 1.8x faster.", "A step takes 23 ms here.", "After 3 s it ends.",
-        "We saw 45 tok/s.", "About 45 tokens per second.", "It reads 12 GB/s.", "Between 2 and 40 %.",
-        "It runs at 5 TFLOP/s.", "| cost | 12 µs |", "2-3x", "Use 4 times as many.",
-        ":::{note}\nIt takes 7 ms.\n:::", "````{admonition} Takeaway\nIt takes 7 ms.\n````",
+        "It is 1.8× faster.", "It is 1.8x faster.", "A step takes 23 ms here.",
+        "After 3 s it ends.", "We saw 45 tok/s.", "About 45 tokens per second.",
+        "It reads 12 GB/s.",
+        "Between 2 and 40 %.",
+        "It runs at 5 TFLOP/s.",
+        "| cost | 12 µs |",
+        "2-3x",
+        "Use 4 times as many.",
+        ":::{note}\nIt takes 7 ms.\n:::",
+        "````{admonition} Takeaway\nIt takes 7 ms.\n````",
         "```{exercise}\nA step of 7 ms.\n```",
         "```{code-cell}\n---\nmystnb:\n  figure:\n    caption: It is 3× faster\n---\n1\n```",
         "---\nkeypoints: [It is 3× faster]\n---\n# T\n",
@@ -53,7 +59,8 @@ def test_the_number_lint_refuses(sentence):
 @pytest.mark.parametrize(
     "sentence",
     [
-        "It is {glue:text}`speedup` faster.", "`sleep 3 s`", "$t = 3$ ms is not prose", "<!-- 3 ms -->",
+        "It is {glue:text}`speedup` faster.", "`sleep 3 s`", "$t = 3$ ms is not prose",
+        "<!-- 3 ms -->",
         "Assume {assumed}`23 ms` a step.", "the median with a 95 % bootstrap interval",
         "95 % confidence interval", "```python\nx = '3 ms'\n```", "a shape of 1823 × 781",
         "```{cited}\n2.7x at batch 1\n```", "```{math}\nx = 3 s\n```", "in 2023 she wrote",
@@ -67,8 +74,10 @@ def test_the_number_lint_lets_pass(sentence):
 
 
 def template() -> str:
-    return (ROOT / "chapters" / "_template.md").read_text(encoding="utf-8").replace(
-        "{{NN_slug}}", "31_tree_decoding"
+    return (
+        (ROOT / "chapters" / "_template.md")
+        .read_text(encoding="utf-8")
+        .replace("{{NN_slug}}", "31_tree_decoding")
     )
 
 

@@ -1,0 +1,69 @@
+"""Pages show what records say, and nothing in a record can become markup."""
+
+from __future__ import annotations
+
+import pandas as pd
+import record_examples as examples
+
+from inferlab import pages
+from inferlab.records import CaseInfo, Record
+
+
+def record(**changes) -> Record:
+    return Record(manifest=examples.manifest(**changes), samples=examples.samples())
+
+
+def test_ratio_is_predicted_over_measured():
+    table = pages.predictions(record()).set_index("case")
+    row = table.loc["hf/bs=1"]
+    assert row["ratio"] == row["predicted"] / row["measured"]
+    assert row["error_ratio"] == abs(row["ratio"] - 1)
+
+
+def test_a_case_lost_for_memory_is_no_prediction_error():
+    assert "torch/bs=1024" not in set(pages.predictions(record())["case"])
+
+
+def test_summary_counts_misses_beyond_a_factor_of_two():
+    summary = pages.prediction_summary([record()])
+    table = pages.predictions(record())
+    missed = ((table["ratio"] > 2) | (table["ratio"] < 0.5)).sum()
+    assert list(summary["off by more than 2×"]) == [missed]
+    assert list(summary["cases"]) == [2]
+
+
+def test_markup_in_a_record_stays_text():
+    hostile = "<script>alert(1)</script>"
+    html = pages.html_table(pd.DataFrame({hostile: [hostile]}), hostile).data
+    assert "<script>" not in html
+    assert html.count("&lt;script&gt;") == 3
+
+
+def test_hostile_model_name_is_shown_as_text():
+    stamp = examples.ModelStamp(name="<b>x</b>", weights="random")
+    html = pages.html_table(pages.runs([record(models=[stamp])])).data
+    assert "<b>" not in html
+
+
+def test_devices_with_gpus_come_first():
+    gpu = record(machine=examples.gpu_machine(), device="nvidia-h200")
+    assert list(pages.by_device([record(), gpu])) == ["nvidia-h200", examples.CPU_DEVICE]
+    facts = dict(pages.machine_facts([gpu]).to_numpy())
+    assert facts["device"] == "NVIDIA H200"
+
+
+def test_harness_overhead_pairs_bare_and_bench():
+    cases = {
+        "hf/bs=1": CaseInfo(params={"loop": "bare", "backend": "torch"}, block="harness"),
+        "torch/bs=1": CaseInfo(params={"loop": "bench", "backend": "torch"}, block="harness"),
+        "torch/bs=1024": CaseInfo(params={"backend": "torch"}, block="tpot"),
+    }
+    table = pages.harness_overhead([record(cases=cases)])
+    assert list(table["bench / bare loop"]) == ["0.5000"]
+    assert list(table["rounds"]) == [6]
+
+
+def test_without_records_tables_are_empty():
+    assert pages.prediction_summary([]).empty
+    assert pages.harness_overhead([]).empty
+    assert pages.runs([]).empty
