@@ -74,9 +74,7 @@ def _facts(nvml: Any, handle: Any) -> dict[str, Any]:
         "memory_clock_hz": clock(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM),
         "memory_clock_max_hz": clock(nvml.nvmlDeviceGetMaxClockInfo, nvml.NVML_CLOCK_MEM),
         "power_limit_w": None if power_mw is None else power_mw / 1000,
-        "temperature_c": read(
-            nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU
-        ),
+        "temperature_c": read(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
         "ecc": None if ecc is None else bool(ecc[0]),
         "mig": None if mig is None else bool(mig[0]),
         "throttle_reasons": throttle_reasons(
