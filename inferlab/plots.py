@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
-    "COLORS", "LABELS", "STYLES", "Style", "axis_unit", "label_badge", "by_batch_size", "by_context",
-    "caption", "figure", "predicted_vs_measured", "style_of", "tidy", "use_style",
+    "COLORS", "LABELS", "STYLES", "Style", "axis_unit", "by_batch_size", "by_context",
+    "caption", "figure", "label_badge", "predicted_vs_measured", "style_of", "tidy", "use_style",
 ]  # fmt: skip
 
 LABELS = ("measured", "emulated", "cited")
