@@ -20,6 +20,10 @@ DANGEROUS = {
 }  # fmt: skip
 
 
+# The one place that runs a lab's cells in a process of its own.
+ALLOWED = {("eval", "inferlab/execute.py")}
+
+
 def tracked(*suffixes: str) -> list:
     """Files that git tracks or would track, by suffix; all files of a checkout without git."""
     listed = subprocess.run(
@@ -44,6 +48,7 @@ def test_no_dangerous_call(what):
         f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}"
         for path in PYTHON
         if "tests/book" not in str(path)
+        and (what, path.relative_to(ROOT).as_posix()) not in ALLOWED
         for text in [path.read_text(encoding="utf-8")]
         for match in DANGEROUS[what].finditer(text)
     ]

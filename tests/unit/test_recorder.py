@@ -81,11 +81,13 @@ def test_an_interrupted_run_goes_on_where_it_was(labs, out):
 
     def interrupted():
         values = iter([9.0, 1.0, 2.0])
+
         def run():
             try:
                 return {"step_s": next(values)}
             except StopIteration:
                 raise KeyboardInterrupt from None
+
         return Case(run, {})
 
     first.measure("one", {"a": case([9, 1, 2, 3])}, STOP)
