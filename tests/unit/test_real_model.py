@@ -14,6 +14,15 @@ pytestmark = pytest.mark.slow
 loaded = functools.cache(load_backend)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Beside other tests, two threads that wait for each other at every product take minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def test_greedy_tokens_are_those_of_transformers_for_unequal_prompts():
     workload = unequal_batch(49152, [5, 33, 1, 16], [16, 16, 16, 7], seed=5)
     expected = loaded("hf", "smollm2-135m", "float32").run(workload).token_ids
