@@ -6,16 +6,21 @@ Chapter: chapters/02_roofline.md    Lab: labs/02_roofline.ipynb
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from inferlab import roofline
-from inferlab.backends.base import Backend, load_backend
-from inferlab.calibration import step_overhead_s, token_ceilings
+from inferlab.backends.base import Backend
+from inferlab.hardware.probes import synchronize
 from inferlab.metrics import tpot_s, ttft_s
 from inferlab.models.config import ModelConfig
-from inferlab.models.cost import decode_cost
+from inferlab.models.cost import decode_cost, prefill_cost
+from inferlab.models.decoder import Decoder
+from inferlab.models.layers import Projection
 from inferlab.recorder import Case
 from inferlab.timing import Run
 from inferlab.trace import Trace
@@ -71,10 +76,18 @@ def generation_run(
 
 
 def predict(
-    config: ModelConfig, dtype: str, shape: Shape, ceilings: roofline.Ceilings
+    config: ModelConfig,
+    dtype: str,
+    shape: Shape,
+    ceilings: roofline.Ceilings,
+    prefill: roofline.Ceilings | None = None,
 ) -> dict[str, float]:
-    """Expected TTFT, TPOT and output throughput of `shape`; nothing queued."""
-    ttft = roofline.predict_ttft_s(config, dtype, shape.batch_size, shape.prompt_len, ceilings)
+    """Expected TTFT, TPOT, output throughput and MBU of `shape`, nothing queued; and its floors.
+
+    `prefill` holds the ceilings and overheads of the prefill where they differ from decode's.
+    """
+    first = prefill or ceilings
+    ttft = roofline.predict_ttft_s(config, dtype, shape.batch_size, shape.prompt_len, first)
     tpot = roofline.predict_tpot_s(
         config, dtype, shape.batch_size, shape.mean_context_len, ceilings
     )
@@ -84,6 +97,21 @@ def predict(
         "tpot_s": tpot,
         "output_tok_per_s": shape.batch_size * shape.output_len / wall_s,
         "mbu_ratio": mbu_ratio(config, dtype, shape, tpot, ceilings),
+        **floors(config, dtype, shape, ceilings),
+    }
+
+
+def floors(
+    config: ModelConfig, dtype: str, shape: Shape, ceilings: roofline.Ceilings
+) -> dict[str, float]:
+    """Seconds that reading and computing need at least, for the prefill and for a decode step."""
+    prefill = prefill_cost(config, dtype, shape.batch_size, shape.prompt_len)
+    decode = decode_cost(config, dtype, shape.batch_size, shape.mean_context_len)
+    return {
+        "prefill_memory_s": roofline.memory_s(prefill, ceilings),
+        "prefill_compute_s": roofline.compute_s(prefill, ceilings),
+        "decode_memory_s": roofline.memory_s(decode, ceilings),
+        "decode_compute_s": roofline.compute_s(decode, ceilings),
     }
 
 
@@ -100,10 +128,15 @@ def generation_case(
     shape: Shape,
     *,
     ceilings: roofline.Ceilings | None = None,
+    predicted: Mapping[str, float] | None = None,
     params: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Case:
-    """A case for the recorder: uniform prompts of `shape`, with its prediction if any."""
+    """A case for the recorder: uniform prompts of `shape`, and what is expected of it.
+
+    With `ceilings` each sample also has an MBU, and the expectation is the roofline's unless
+    `predicted` states another one.
+    """
     workload = uniform_batch(
         backend.config.vocab_size, shape.batch_size, shape.prompt_len, shape.output_len, seed
     )
@@ -116,27 +149,31 @@ def generation_case(
         "output_len": shape.output_len,
         **(params or {}),
     }
-    predicted = predict(backend.config, backend.dtype, shape, ceilings) if ceilings else {}
+    if predicted is None:
+        predicted = predict(backend.config, backend.dtype, shape, ceilings) if ceilings else {}
     run = generation_run(backend, workload, shape, ceilings)
     return Case(run, described, predicted)
 
 
-def generation_cases(
-    backend_name: str, model: str, dtype: str, device: str, shapes: Sequence[Shape], seed: int = 0
-) -> tuple[Backend, dict[str, Case], dict[str, roofline.Ceilings]]:
-    """A loaded backend and its cases, each predicted from probes of this machine.
+def projection_run(decoder: Decoder, num_tokens: int) -> Run:
+    """A callable that does the matrix products of one step of `num_tokens` rows and nothing else.
 
-    The overhead in the prediction is measured on a narrow model of the same depth: none of the
-    cases that it will be judged on.
+    Every product with weights runs once, in the order of the layers, on random rows: the part of a
+    step that the roofline speaks of, without attention, norms and launches of small kernels.
     """
-    backend = load_backend(backend_name, model, dtype, device)
-    overhead_s = step_overhead_s(backend_name, backend.config, dtype, device)
-    cases, limits = {}, {}
-    for shape in shapes:
-        ceilings = token_ceilings(
-            backend.config, dtype, device, shape.batch_size * shape.prompt_len, overhead_s
-        )
-        key = f"{backend_name}-{model}-{dtype}-{shape.key}"
-        cases[key] = generation_case(backend, shape, ceilings=ceilings, seed=seed)
-        limits[key] = ceilings
-    return backend, cases, limits
+    layers = [module for module in decoder.modules() if isinstance(module, Projection)]
+    rows = {
+        size: torch.randn(num_tokens, size, device=decoder.device).to(decoder.dtype)
+        for size in {layer.in_features for layer in layers}
+    }
+
+    def run() -> dict[str, float]:
+        with torch.inference_mode():
+            synchronize(decoder.device.type)
+            start = time.perf_counter()
+            for layer in layers:
+                layer(rows[layer.in_features])
+            synchronize(decoder.device.type)
+        return {"step_s": time.perf_counter() - start}
+
+    return run

@@ -26,7 +26,9 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def _timed(work: Callable[[], object], device: str, repeats: int, min_sample_s: float) -> list[float]:
+def _timed(
+    work: Callable[[], object], device: str, repeats: int, min_sample_s: float
+) -> list[float]:
     """Seconds per call of `work`, `repeats` samples, each long enough for the clock."""
     work()
     synchronize(device)
@@ -46,7 +48,7 @@ def _timed(work: Callable[[], object], device: str, repeats: int, min_sample_s: 
 
 
 def read_bandwidth(
-    working_set_bytes: int, device: str = "cpu", *, repeats: int = 5, min_sample_s: float = 0.02
+    working_set_bytes: int, device: str = "cpu", *, repeats: int = 5, min_sample_s: float = 0.01
 ) -> list[float]:
     """Bytes/s of a read-only pass over `working_set_bytes`, one value per repeat.
 
@@ -70,7 +72,7 @@ def matmul_rate(
     device: str = "cpu",
     *,
     repeats: int = 5,
-    min_sample_s: float = 0.02,
+    min_sample_s: float = 0.01,
 ) -> list[float]:
     """FLOP/s of x[m, k] @ w[n, k].T in `dtype`, one value per repeat; 2mnk FLOPs a call.
 
@@ -84,9 +86,7 @@ def matmul_rate(
     x = torch.randn(m, k, device=device).to(torch_dtype)  # [m, k]
     w = torch.randn(n, k, device=device).to(torch_dtype)  # [n, k]
     with torch.inference_mode():
-        samples = _timed(
-            lambda: torch.nn.functional.linear(x, w), device, repeats, min_sample_s
-        )
+        samples = _timed(lambda: torch.nn.functional.linear(x, w), device, repeats, min_sample_s)
     return [2 * m * n * k / seconds for seconds in samples]
 
 
