@@ -228,22 +228,38 @@ def _hertz(now: float | None, most: float | None) -> str | None:
 
 
 def landing_figure(records: Sequence[Record]) -> tuple[Any, str]:
-    """Measured against predicted seconds of every case of `records`, and its caption."""
+    """Measured against predicted TTFT and TPOT of every case of `records`, and its caption.
+
+    One colour and marker a device, TPOT filled and TTFT open; where both agree, they lie on the
+    dashed line. Without records the figure says so.
+    """
     import matplotlib.pyplot as plt
 
-    figure, ax = plt.subplots(figsize=(5.2, 4.6))
-    total = 0
-    for record in records:
-        table = predictions(record)
-        table = table[table["metric"].isin(["ttft_s", "tpot_s"])]
-        total += len(table)
-        ax.loglog(table["predicted"], table["measured"], "o", label=record.manifest.machine.title)
-    ax.set_xlabel("predicted, s")
-    ax.set_ylabel("measured, s")
-    if not total:
-        ax.text(0.5, 0.5, "no records of lab 02 yet:\nrun `make book`", ha="center", va="center",
-                transform=ax.transAxes)  # fmt: skip
-    plt.close(figure)
-    if not total:
-        return figure, "There are no records of lab 02 yet; `make book` measures this machine."
-    return figure, f"{total} cases"
+    from inferlab import plots
+
+    figure, ax = plots.figure(5.4, 4.7)
+    plt.close(figure)  # the page places it; the cell must not draw it a second time
+    parts = [predictions(r).assign(device=r.manifest.machine.title) for r in records]
+    table = pd.concat(parts) if parts else pd.DataFrame(columns=["metric"])
+    table = table[table["metric"].isin(["ttft_s", "tpot_s"])]
+    if table.empty:
+        words = "no record of lab 02 yet:\nrun inferlab run 02_roofline"
+        ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes)
+        ax.set(xticks=[], yticks=[])
+        return figure, "There is no record of lab 02 to draw yet."
+    ends = [table[["predicted", "measured"]].min().min() * 700,
+            table[["predicted", "measured"]].max().max() * 1400]  # fmt: skip
+    ax.plot(ends, ends, color=plots.INK, lw=1.2, ls="--", label="prediction = measurement")
+    cycle = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    for number, (device, group) in enumerate(table.groupby("device", sort=False)):
+        color, marker = cycle[number % len(cycle)], "osD^vP"[number % 6]
+        for metric, face in (("tpot_s", color), ("ttft_s", "none")):
+            rows = group[group["metric"] == metric]
+            ax.plot(rows["predicted"] * 1e3, rows["measured"] * 1e3, marker, color=color, mfc=face,
+                    mew=1.4, label=device if face == color else None)  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+    ax.set(xlabel="predicted (ms), log scale", ylabel="measured (ms), log scale")
+    ax.legend(fontsize=10, loc="upper left")
+    plots.label_badge(ax, "measured")
+    note = f"{len(table)} cases: TPOT filled, TTFT open."
+    return figure, plots.caption(list(records), note)

@@ -67,3 +67,12 @@ def test_without_records_tables_are_empty():
     assert pages.prediction_summary([]).empty
     assert pages.harness_overhead([]).empty
     assert pages.runs([]).empty
+
+
+def test_the_landing_figure_draws_cases_or_says_that_there_are_none():
+    figure, caption = pages.landing_figure([record()])
+    assert "2 cases" in caption
+    assert "2026-01-02" in caption
+    assert figure.axes[0].get_xlabel().startswith("predicted (ms)")
+    _, empty = pages.landing_figure([])
+    assert "no record" in empty
