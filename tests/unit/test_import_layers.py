@@ -26,12 +26,14 @@ LAYERS: list[tuple[str, ...]] = [
     ("roofline", "decoding"),
     ("backends",),
     (
-        "journal", "recorder", "calibration", "bench", "measure", "doctor", "runner", "execute",
+        "journal", "recorder", "calibration", "bench", "cachebench", "omission",
+        "synchronization", "measure", "doctor", "runner",
+        "execute",
         "report", "exercises", "pages", "cli", "__main__",
     ),
 ]  # fmt: skip
 # Figures know records and numbers, nothing that computes with tensors; only pages may use them.
-SIDE = ("plot_style", "plots")
+SIDE = ("plot_style", "plots", "plot_latency")
 SIDE_MAY_USE = {"errors", "units", "stats", "records", "cited"}
 MAY_USE_SIDE = {"pages"}
 
@@ -39,7 +41,7 @@ ORDER = {name: (row, column) for row, names in enumerate(LAYERS)
          for column, name in enumerate(names)}  # fmt: skip
 TENSOR_LIBRARIES = {"torch", "transformers", "triton", "onnxruntime"}
 # Layer 1 and below, and these, must be importable without torch; probes time it on purpose.
-WITHOUT_TORCH = {"models.config", "models.cost", "roofline", "plots", "plot_style", "report",
+WITHOUT_TORCH = {"models.config", "models.cost", "roofline", "plots", "plot_style", "plot_latency", "report",
                  "pages", "journal", "runner", "exercises"}  # fmt: skip
 MAY_IMPORT_TORCH = {"hardware.probes"}
 

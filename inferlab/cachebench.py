@@ -1,0 +1,216 @@
+"""What does each way of keeping keys and values cost, by context and batch: cases and predictions.
+
+Chapter: chapters/20_kv_cache.md    Lab: labs/20_kv_cache.ipynb
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from inferlab import bench, roofline
+from inferlab.backends import hf as hf_backend
+from inferlab.backends.base import Backend
+from inferlab.backends.torch import TorchBackend
+from inferlab.calibration import step_overhead_s, token_ceilings
+from inferlab.hardware.facts import describe_machine
+from inferlab.metrics import itl_s
+from inferlab.models.config import ModelConfig, get_config
+from inferlab.models.cost import (
+    StepCost,
+    decode_cost,
+    kv_bytes_per_token,
+    kv_cache_bytes,
+    prefill_cost,
+    weight_bytes,
+)
+from inferlab.models.decoder import Decoder
+from inferlab.models.load import load_decoder
+from inferlab.recorder import Case
+from inferlab.timing import Run
+from inferlab.workload import uniform_batch
+
+HF = "hf"  # transformers' generate, with its own dynamic cache
+GROWING = ("dynamic", HF)  # kinds that copy the whole cache at each step
+
+
+def cache_kinds(device: str) -> tuple[str, ...]:
+    """Kinds of cache that mean something on `device`: offloading needs a second memory."""
+    kinds = ("none", "dynamic", "static")
+    return kinds if device == "cpu" else (*kinds, "offloaded")
+
+
+def open_variants(
+    model: str, dtype: str, device: str, weights: str, kinds: Iterable[str]
+) -> dict[str, Backend]:
+    """One backend a kind of cache, all on the same weights, and `hf` where its copy fits too."""
+    decoder = load_decoder(model, dtype, device, weights)
+    variants: dict[str, Backend] = {
+        kind: TorchBackend(decoder, kind, weights=weights) for kind in kinds
+    }
+    machine = describe_machine(device)
+    memory = (machine.accelerator or machine.cpu).memory_bytes
+    # Two copies of the weights, and half as much again for caches and activations.
+    if not memory or 2.5 * weight_bytes(decoder.config, dtype) < memory:
+        variants[HF] = hf_backend.load(model, dtype, device, weights)
+    return variants
+
+
+def step_cost(
+    config: ModelConfig, dtype: str, kind: str, batch_size: int, context_len: int
+) -> StepCost:
+    """Bytes and FLOPs of the step that adds the last of `context_len` tokens to B sequences.
+
+    Without a cache the step is a prefill of everything. A growing cache is copied to a larger
+    place: every byte of it is read and written once more than attention reads it.
+    """
+    if kind == "none":
+        return prefill_cost(config, dtype, batch_size, context_len)
+    cost = decode_cost(config, dtype, batch_size, context_len)
+    if kind in GROWING:
+        cost = replace(
+            cost,
+            kv_read_bytes=2 * cost.kv_read_bytes,
+            kv_write_bytes=cost.kv_write_bytes + cost.kv_read_bytes,
+        )
+    return cost
+
+
+def predict_tpot_s(
+    config: ModelConfig,
+    dtype: str,
+    device: str,
+    kind: str,
+    batch_size: int,
+    context_len: int,
+) -> float:
+    """Expected seconds of that step on this machine: floor, bus if offloaded, and overhead.
+
+    The overhead is the step of a model of equal depth and almost no width: of none of the cases.
+    """
+    tokens = batch_size * (context_len if kind == "none" else 1)
+    overhead_s = step_overhead_s(HF if kind == HF else "torch", config, dtype, device)
+    ceilings = token_ceilings(config, dtype, device, tokens, overhead_s)
+    floor_s = roofline.floor_s(step_cost(config, dtype, kind, batch_size, context_len), ceilings)
+    if kind == "offloaded":
+        moved = kv_cache_bytes(config, dtype, batch_size, context_len)
+        floor_s = max(floor_s, moved / bus_bandwidth(device))
+    return floor_s + overhead_s
+
+
+@functools.cache
+def bus_bandwidth(device: str) -> float:
+    """Bytes/s from pinned host memory to `device`: the median of five copies of 256 MiB."""
+    host = torch.empty(1 << 28, dtype=torch.uint8, pin_memory=True)
+    target = torch.empty_like(host, device=device)
+    rates = []
+    for _ in range(6):
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        target.copy_(host, non_blocking=True)
+        torch.cuda.synchronize(device)
+        rates.append(host.numel() / (time.perf_counter() - start))
+    return statistics.median(rates[1:])
+
+
+def predict(
+    config: ModelConfig, dtype: str, device: str, kind: str, shape: bench.Shape
+) -> dict[str, float]:
+    """Expected TTFT, TPOT, throughput and cache bytes of a case, and the bytes of its weights."""
+    prompt_tokens = shape.batch_size * shape.prompt_len
+    ceilings = token_ceilings(config, dtype, device, prompt_tokens)
+    ttft = roofline.predict_ttft_s(config, dtype, shape.batch_size, shape.prompt_len, ceilings)
+    found = {"ttft_s": ttft}
+    if shape.output_len > 1:
+        tpot = predict_tpot_s(config, dtype, device, kind, shape.batch_size, shape.mean_context_len)
+        wall_s = ttft + (shape.output_len - 1) * tpot
+        found = {
+            "tpot_s": tpot,
+            **found,
+            "output_tok_per_s": shape.batch_size * shape.output_len / wall_s,
+        }
+    held = 0 if kind == "none" else kv_bytes_per_token(config, dtype) * shape.batch_size
+    return {
+        **found,
+        "kv_bytes": held * positions_held(shape),
+        "weight_bytes": weight_bytes(config, dtype),
+    }
+
+
+def positions_held(shape: bench.Shape) -> int:
+    """Positions of a sequence in the cache at the end: the last token is never fed back."""
+    return shape.prompt_len + shape.output_len - 1
+
+
+def cache_case(kind: str, backend: Backend, shape: bench.Shape, device: str, seed: int = 0) -> Case:
+    """A case of one kind of cache, with its prediction, for the recorder."""
+    config = backend.config
+    workload = uniform_batch(
+        config.vocab_size, shape.batch_size, shape.prompt_len, shape.output_len, seed
+    )
+    params = {
+        "cache": kind,
+        "backend": backend.name,
+        "model": config.name,
+        "dtype": backend.dtype,
+        "batch_size": shape.batch_size,
+        "prompt_len": shape.prompt_len,
+        "output_len": shape.output_len,
+        "context_len": positions_held(shape),
+    }
+    run = _cache_run(backend, workload, device)
+    return Case(run, params, predict(config, backend.dtype, device, kind, shape))
+
+
+def _cache_run(backend: Backend, workload: Any, device: str) -> Run:
+    """TTFT, TPOT and throughput of one batch; its fastest step; what it held in memory."""
+
+    def run() -> dict[str, float]:
+        on_gpu = device != "cpu"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+        trace = backend.run(workload).trace
+        metrics = bench.trace_metrics(trace)
+        gaps = [gap for request in trace.requests for gap in itl_s(request)]
+        if gaps:
+            # Other load only ever adds time, so the fastest step is what bands are judged on.
+            metrics["fastest_step_s"] = min(gaps)
+        if "cache_bytes" in trace.meta:
+            metrics["kv_bytes"] = trace.meta["cache_bytes"]
+        if on_gpu:
+            metrics["peak_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+        if isinstance(backend, TorchBackend):
+            backend.release()
+        return metrics
+
+    return run
+
+
+def memory_case(decoder: Decoder, batch_size: int, context_len: int, dtype: str) -> Case:
+    """Bytes of a static cache that is really allocated: no step is run."""
+    config = decoder.config
+
+    def run() -> dict[str, float]:
+        return {"kv_bytes": decoder.new_cache("static", batch_size, context_len).num_bytes()}
+
+    params = {
+        "cache": "static", "model": config.name, "dtype": dtype,
+        "batch_size": batch_size, "context_len": context_len, "phase": "memory",
+    }  # fmt: skip
+    predicted = {
+        "kv_bytes": kv_cache_bytes(config, dtype, batch_size, context_len),
+        "weight_bytes": weight_bytes(config, dtype),
+    }
+    return Case(run, params, predicted)
+
+
+def crossover_tokens(model: str, dtype: str) -> float:
+    """Cached tokens, over the whole batch, at which the cache takes as much as the weights."""
+    config = get_config(model)
+    return weight_bytes(config, dtype) / kv_bytes_per_token(config, dtype)
