@@ -41,10 +41,14 @@ STYLES: dict[str, Style] = {
     "hf": Style(ORANGE, "s"),
     "torch": Style(BLUE, "o"),
     "none": Style(RED, "v"),  # no KV cache
-    "dynamic": Style(ORANGE, "s"),
+    "dynamic": Style(SKY, "^"),  # beside hf, whose cache is dynamic too, in chapter 20
     "static": Style(BLUE, "o"),
     "offloaded": Style(GREEN, "D"),
     "stall": Style(PURPLE, "P"),
+    "open": Style(BLUE, "o"),  # a client that keeps its schedule
+    "waiting": Style(ORANGE, "s", "--"),  # a client that waits for each answer
+    "one token an event": Style(BLUE, "o"),
+    "two tokens an event": Style(PURPLE, "P"),
     "float32": Style(BROWN, "^"),
     "bfloat16": Style(BLUE, "o"),
     "float16": Style(SKY, "X"),
