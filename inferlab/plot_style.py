@@ -64,6 +64,7 @@ COLORS: dict[str, str] = {name: style.color for name, style in STYLES.items()}
 # Metrics and parameters as axes name them.
 TITLES = {
     "ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "end-to-end latency",
+    "time_s": "time", "per_token_s": "time per token",
     "output_tok_per_s": "output throughput", "mbu_ratio": "MBU", "mfu_ratio": "MFU",
     "read_bytes_per_s": "read bandwidth", "flops_per_s": "matrix rate", "kv_bytes": "KV cache",
     "batch_size": "batch size", "prompt_len": "prompt length (tokens)",

@@ -27,8 +27,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("backends",),
     (
         "journal", "recorder", "calibration", "bench", "cachebench", "omission",
-        "synchronization", "measure", "doctor", "runner",
-        "execute",
+        "synchronization", "measure", "doctor", "runner", "execute",
         "report", "exercises", "pages", "cli", "__main__",
     ),
 ]  # fmt: skip
@@ -41,8 +40,8 @@ ORDER = {name: (row, column) for row, names in enumerate(LAYERS)
          for column, name in enumerate(names)}  # fmt: skip
 TENSOR_LIBRARIES = {"torch", "transformers", "triton", "onnxruntime"}
 # Layer 1 and below, and these, must be importable without torch; probes time it on purpose.
-WITHOUT_TORCH = {"models.config", "models.cost", "roofline", "plots", "plot_style", "plot_latency", "report",
-                 "pages", "journal", "runner", "exercises"}  # fmt: skip
+WITHOUT_TORCH = {"models.config", "models.cost", "roofline", "plots", "plot_style", "plot_latency",
+                 "report", "pages", "journal", "runner", "exercises"}  # fmt: skip
 MAY_IMPORT_TORCH = {"hardware.probes"}
 
 
