@@ -45,6 +45,15 @@ def html_table(table: pd.DataFrame, caption: str = "") -> Any:
     )
 
 
+def note(text: str) -> Any:
+    """A sentence of a page that depends on the records; escaped."""
+    from html import escape
+
+    from IPython.display import HTML
+
+    return HTML(f"<p>{escape(text)}</p>")
+
+
 def by_device(records: Iterable[Record]) -> dict[str, list[Record]]:
     """Records of each device, CPUs after GPUs, labs in order; a published record stands for a
     device's facts when there is one."""
