@@ -4,6 +4,9 @@
 stderr; with --json too, and nothing is then on stdout.
 """
 
+import contextlib
+import errno
+import os
 import sys
 from typing import Annotated, Any
 
@@ -27,7 +30,9 @@ class _Group(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise Interrupted("interrupted; what was finished is kept") from None
+            kept = "; finished samples are kept: run the same command again to go on"
+            on_run = ctx.invoked_subcommand == "run"
+            raise Interrupted(f"interrupted{kept if on_run else ''}") from None
 
 
 app = typer.Typer(
@@ -68,13 +73,22 @@ def _root(
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit the process."""
     arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if sys.stdout is None:
+        print_error("standard output is closed: give the command somewhere to write its results")
+        sys.exit(1)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a letter shows "?"
     try:
         code = app(arguments, prog_name="inferlab", standalone_mode=False)
+        sys.stdout.flush()
     except UserError as error:
         print_error(str(error))
         code = error.exit_code
     except typer.Abort:
         print_error("stopped at a question")
+        code = 1
+    except BrokenPipeError:  # `| head -1`: the reader has what it wanted
+        _discard_stdout()
         code = 1
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error: typer's own boxes are not one line
@@ -84,11 +98,21 @@ def main(argv: list[str] | None = None) -> None:
             code = 2
         elif "--debug" in arguments:
             raise
+        elif isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            print_error("disk full while writing the results: free some space and run again")
+            _discard_stdout()
+            code = 1
         else:
             hint = "run again as `inferlab --debug ...` for the traceback"
             print_error(f"unexpected {type(error).__name__}: {str(error)[:300]} ({hint})")
             code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _discard_stdout() -> None:
+    """Let nothing that is still buffered fail once more while the interpreter ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -92,8 +92,8 @@ def _print_tables(file: Path, summary: dict[str, Any], reports: dict[str, dict[s
 
     table = Table(title="The same trace by each tool's definitions (means)", title_justify="left")
     table.title_style = "bold"
-    table.add_column("")
-    table.add_column("per-token value, its name")
+    table.add_column("", overflow="fold")
+    table.add_column("per-token value, its name", overflow="fold")
     for name in ("ms", "TTFT ms", "gap ms", "E2E ms", "p99 TTFT ms", "tok/s", "requests"):
         table.add_column(name, justify="right")
     for row in readings(summary, reports):

@@ -2,7 +2,10 @@
 
 import json
 import sys
+from contextlib import suppress
 from typing import Any
+
+LEAST_COLUMNS = 100
 
 
 def print_json(value: Any) -> None:
@@ -11,10 +14,16 @@ def print_json(value: Any) -> None:
 
 
 def stdout_console():
-    """A rich console on stdout, as wide as the terminal; 120 columns when piped."""
+    """A rich console on stdout, as wide as the terminal; 120 columns when piped.
+
+    Never narrower than LEAST_COLUMNS: tables would lose their cells, where a terminal only wraps.
+    """
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=120)
+    if not sys.stdout.isatty():
+        return Console(width=120)
+    console = Console()
+    return console if console.width >= LEAST_COLUMNS else Console(width=LEAST_COLUMNS)
 
 
 def one_line(text: str) -> str:
@@ -23,7 +32,13 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in line)
 
 
+def print_note(message: str) -> None:
+    """One line of progress or warning on stderr, whatever the message holds."""
+    with suppress(OSError, ValueError, AttributeError):  # full, closed, or None: exit codes remain
+        sys.stderr.write(f"{one_line(message)}\n")
+        sys.stderr.flush()
+
+
 def print_error(message: str) -> None:
-    """One line on stderr, whatever the message holds."""
-    sys.stderr.write(f"error: {one_line(message)}\n")
-    sys.stderr.flush()
+    """The one line on stderr that says why a command failed."""
+    print_note(f"error: {message}")
