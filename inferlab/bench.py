@@ -5,6 +5,7 @@ Chapter: chapters/02_roofline.md    Lab: labs/02_roofline.ipynb
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Mapping
@@ -14,13 +15,14 @@ from typing import Any
 import torch
 
 from inferlab import roofline
-from inferlab.backends.base import Backend
+from inferlab.backends.base import Backend, prefill_bytes
 from inferlab.hardware.probes import synchronize
 from inferlab.metrics import tpot_s, ttft_s
 from inferlab.models.config import ModelConfig
-from inferlab.models.cost import decode_cost, prefill_cost
+from inferlab.models.cost import decode_cost, dtype_bytes, prefill_cost
 from inferlab.models.decoder import Decoder
 from inferlab.models.layers import Projection
+from inferlab.models.placement import check_host_memory
 from inferlab.recorder import Case
 from inferlab.timing import Run
 from inferlab.trace import Trace
@@ -123,6 +125,23 @@ def mbu_ratio(
     return roofline.mbu_ratio(cost, seconds, ceilings)
 
 
+def shaped_batch(backend: Backend, shape: Shape, seed: int = 0) -> Workload:
+    """Uniform prompts of `shape`; BatchTooLarge before they are drawn if a CPU cannot serve them.
+
+    Only what every cache needs is counted here; the backend counts the rest.
+    """
+    device = getattr(backend, "device", None)
+    if device is not None:
+        least = prefill_bytes(
+            backend.config, dtype_bytes(backend.dtype), shape.batch_size, shape.prompt_len
+        )
+        what = f"a batch of {shape.batch_size} prompts of {shape.prompt_len} tokens"
+        check_host_memory(least, what, torch.device(device))
+    return uniform_batch(
+        backend.config.vocab_size, shape.batch_size, shape.prompt_len, shape.output_len, seed
+    )
+
+
 def generation_case(
     backend: Backend,
     shape: Shape,
@@ -137,9 +156,14 @@ def generation_case(
     With `ceilings` each sample also has an MBU, and the expectation is the roofline's unless
     `predicted` states another one.
     """
-    workload = uniform_batch(
-        backend.config.vocab_size, shape.batch_size, shape.prompt_len, shape.output_len, seed
-    )
+
+    @functools.cache  # drawn when the case first runs: prompts of a batch that fits nowhere are GBs
+    def workload() -> Workload:
+        return shaped_batch(backend, shape, seed)
+
+    def run() -> dict[str, float]:
+        return generation_run(backend, workload(), shape, ceilings)()
+
     described = {
         "backend": backend.name,
         "model": backend.config.name,
@@ -151,7 +175,6 @@ def generation_case(
     }
     if predicted is None:
         predicted = predict(backend.config, backend.dtype, shape, ceilings) if ceilings else {}
-    run = generation_run(backend, workload, shape, ceilings)
     return Case(run, described, predicted)
 
 

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -23,8 +24,8 @@ JOURNAL_NAME = "journal.jsonl"
 MAX_JOURNAL_BYTES = 64 * 2**20
 
 
-def disk_error(error: OSError, what: str, path: Path) -> UserError:
-    """`error` as one line that says what to do."""
+def disk_error(error: OSError, what: str, path: Path, option: str = "--out") -> UserError:
+    """`error` as one line that says what to do; `option` names another folder."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return MeasurementError(
             f"disk full while writing {what} to {path}: what was measured before is kept; "
@@ -33,9 +34,25 @@ def disk_error(error: OSError, what: str, path: Path) -> UserError:
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return UserError(
             f"cannot write {what} to {path}: it is read-only; name a folder you can write "
-            "to with --out DIR"
+            f"to with {option} DIR"
+        )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return UserError(
+            f"cannot write {what} to {path}: a file lies in its way; name another folder with "
+            f"{option} DIR"
         )
     return UserError(f"cannot write {what} to {path}: {error.strerror or error}")
+
+
+def writable_folder(folder: Path, what: str, option: str = "--out") -> Path:
+    """`folder`, made if needed; UserError in one line when nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise disk_error(error, what, folder, option) from error
+    return folder
 
 
 class Journal:

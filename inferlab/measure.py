@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from inferlab.backends.base import Backend, load_backend
-from inferlab.bench import Shape, generation_case
+from inferlab.bench import Shape, generation_case, shaped_batch
 from inferlab.calibration import step_overhead_s, token_ceilings
 from inferlab.errors import UserError
 from inferlab.hardware.facts import Machine, describe_machine
 from inferlab.journal import disk_error
+from inferlab.models.config import get_config
 from inferlab.models.cost import dtype_bytes
 from inferlab.profiles import current_profile
 from inferlab.recorder import Case
 from inferlab.roofline import Ceilings
 from inferlab.stats import Estimate, median_interval
 from inferlab.timing import StopRule, interleave
-from inferlab.trace import Trace, save_trace
-from inferlab.workload import uniform_batch
+from inferlab.trace import Trace, TraceError, save_trace
 
 BATCH_BACKENDS = ("hf", "torch")
 
@@ -43,6 +43,17 @@ class Plan:
             if name not in BATCH_BACKENDS:
                 raise UserError(f"unknown backend {name!r}: use {' or '.join(BATCH_BACKENDS)}")
         dtype_bytes(self.dtype)
+        config = get_config(self.model)
+        total = self.prompt_len + self.output_len - 1
+        if total > config.max_context_len:
+            raise UserError(
+                f"{total} tokens are more than the {config.max_context_len} that {config.name} "
+                "was trained for: use a smaller --prompt-len or --output-len"
+            )
+        if self.weights not in ("real", "random"):
+            raise UserError(f"unknown weights {self.weights!r}: use real or random")
+        if self.weights == "real" and config.source is None:
+            raise UserError(f"{config.name} has no published weights: use --weights random")
         if self.device not in ("auto", "cpu", "cuda"):
             raise UserError(f"unknown device {self.device!r}: use auto, cpu or cuda")
 
@@ -160,10 +171,7 @@ def _result(
 
 
 def _one_trace(backend: Backend, shape: Shape) -> Callable[[], Trace]:
-    workload = uniform_batch(
-        backend.config.vocab_size, shape.batch_size, shape.prompt_len, shape.output_len
-    )
-    return lambda: backend.run(workload).trace
+    return lambda: backend.run(shaped_batch(backend, shape)).trace
 
 
 def save_traces(results: Sequence[Result], folder: Path) -> list[Path]:
@@ -175,7 +183,10 @@ def save_traces(results: Sequence[Result], folder: Path) -> list[Path]:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 save_trace(result.trace, path)
-            except OSError as error:
-                raise disk_error(error, "a trace", path) from error
+            except (OSError, TraceError) as error:
+                cause = error if isinstance(error, OSError) else error.__cause__
+                if not isinstance(cause, OSError):
+                    raise
+                raise disk_error(cause, "a trace", path, option="--save-trace") from error
             paths.append(path)
     return paths

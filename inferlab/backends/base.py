@@ -102,6 +102,12 @@ def trace_of_batch(workload: Workload, step_times: Sequence[float], meta: dict) 
     return Trace(requests, {"label": "measured", **meta})
 
 
+def prefill_bytes(config: ModelConfig, dtype_bytes: int, batch_size: int, prompt_len: int) -> int:
+    """Bytes of the widest activations of a prefill: a batch needs at least these."""
+    width = 2 * config.hidden_size + 2 * config.qkv_size + 3 * config.intermediate_size
+    return batch_size * prompt_len * width * dtype_bytes
+
+
 def batch_bytes(config: ModelConfig, dtype_bytes: int, workload: Workload, cache_ratio: float):
     """Bytes that a batch needs beside the weights, roughly: cache, widest activations, logits.
 
@@ -113,8 +119,8 @@ def batch_bytes(config: ModelConfig, dtype_bytes: int, workload: Workload, cache
     total = prompt + max(spec.output_len for spec in workload.requests)
     cache = 2 * config.num_layers * config.kv_size * batch * total * cache_ratio
     pass_len = prompt if cache_ratio else total
-    width = 2 * config.hidden_size + 2 * config.qkv_size + 3 * config.intermediate_size
     logits = batch * config.vocab_size * 2
     equal = len({spec.prompt_len for spec in workload.requests}) == 1
     mask = 0 if equal else 2 * batch * pass_len**2
-    return (cache + batch * pass_len * width + logits + mask) * dtype_bytes
+    widest = prefill_bytes(config, dtype_bytes, batch, pass_len)
+    return (cache + logits + mask) * dtype_bytes + widest

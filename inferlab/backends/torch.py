@@ -50,6 +50,11 @@ class TorchBackend:
         self._store: KVCache | None = None
         self._store_key: tuple[int, int] | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder lies."""
+        return self.decoder.device
+
     def run(self, workload: Workload) -> BackendRun:
         """Serve one static batch. The device is synchronized before each look at the clock.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from inferlab.cli.output import stdout_console
+from inferlab.cli.output import print_note, stdout_console
 from inferlab.errors import MeasurementError, UserError
 
 
@@ -34,6 +34,7 @@ def measure(
     Sizes and backends take turns, so that drift falls on all of them. A size that does not fit in
     memory is reported with status `oom`; the exit code is then 1.
     """
+    from inferlab.journal import writable_folder
     from inferlab.measure import Plan, measure_plan, save_traces
     from inferlab.timing import StopRule
 
@@ -48,24 +49,23 @@ def measure(
         device=device,
     )
     stop = StopRule(min_rounds=3, max_rounds=rounds, time_cap_s=time_cap_s)
-    results = measure_plan(plan, stop, say=_say, keep_traces=save_trace is not None)
     if save_trace:
-        save_traces(results, save_trace)
+        writable_folder(save_trace, "traces", "--save-trace")  # before minutes are spent
+    results = measure_plan(plan, stop, say=print_note, keep_traces=save_trace is not None)
     if json:
         for result in results:
             sys.stdout.write(jsonlib.dumps(result.to_dict(), allow_nan=False) + "\n")
+        sys.stdout.flush()
     else:
         _print_table(results)
+    if save_trace:
+        save_traces(results, save_trace)  # after the results, which a full disk must not cost
     lost = [result.case for result in results if result.status != "ok"]
     if lost:
         raise MeasurementError(
             f"out of memory: {', '.join(lost)}; use a smaller --batch-size, shorter prompts or "
             "another --dtype"
         )
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
 
 
 def _words(text: str, option: str) -> list[str]:
@@ -107,7 +107,8 @@ def _print_table(results) -> None:
         for metric, (_, write) in shown.items():
             estimate = result.measured.get(metric)
             cells.append(write(result.predicted.get(metric)))
-            cells.append(write(estimate.value) if estimate else result.status)
+            undefined = "undefined" if result.status == "ok" else result.status
+            cells.append(write(estimate.value) if estimate else undefined)
         batch = str(result.params["batch_size"])
         table.add_row(str(result.params["backend"]), batch, *cells)
     console = stdout_console()
