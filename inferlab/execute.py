@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -26,18 +27,33 @@ def execute(path: Path) -> None:
 
 
 def main() -> int:
-    """Exit code for the lab named on the command line."""
+    """Exit code for the lab named on the command line.
+
+    A second argument is a file descriptor that gets one line when the lab fails: why.
+    """
     try:
         execute(Path(sys.argv[1]))
     except BudgetSpent as stop:
         print(f"    {stop}", file=sys.stderr)
         return PARTIAL_EXIT
     except UserError as error:
-        print(f"inferlab: {error}", file=sys.stderr)
+        _report(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0][:300]
+        _report(f"{type(error).__name__}: {first}; the traceback is above")
+        raise
     return 0
+
+
+def _report(why: str) -> None:
+    """Tell `inferlab run`, which ends with this line; alone on the command line, say it here."""
+    if len(sys.argv) > 2:
+        os.write(int(sys.argv[2]), why.encode(errors="replace")[:4000])
+    else:
+        print(f"error: {why}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
+import sys
+import warnings
 from dataclasses import dataclass
 
 from inferlab.errors import UserError
@@ -89,11 +92,35 @@ def profile_for_memory(memory_bytes: int) -> str:
     return "tiny"
 
 
+def unusable_cuda() -> str | None:
+    """Why a torch that is built for CUDA finds no device; None when it does, or is built without.
+
+    torch's own warning (a driver that is too old, for example) becomes part of the one line.
+    """
+    import torch
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        usable = torch.cuda.is_available()
+    if usable or not torch.version.cuda:
+        return None
+    driver = "the driver answers nvidia-smi" if shutil.which("nvidia-smi") else "no driver seen"
+    if caught:
+        driver = " ".join(str(caught[0].message).split())[:160]
+    return f"this torch is built for CUDA {torch.version.cuda}, but no device is usable ({driver})"
+
+
 @functools.cache
 def _detected() -> str:
     import importlib.util
 
     if importlib.util.find_spec("torch") is None:
+        return "tiny"
+    if why := unusable_cuda():
+        print(
+            f"note: {why}: labs run on the CPU with the tiny profile (`inferlab doctor`)",
+            file=sys.stderr,
+        )
         return "tiny"
     import torch
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from inferlab.errors import UserError
 from inferlab.journal import RunLock, note_kill
+from inferlab.profiles import current_profile
 from inferlab.recorder import RUN_VARIABLE, partial_folder, this_device
 from inferlab.records import find_records
 
@@ -109,15 +110,18 @@ def _run_one(
     began = time.monotonic()
     killed: list[str] = []
     for _ in range(MAX_RESTARTS):
-        code = _spawn(lab, labs_dir, out, deadline)
+        code, why = _spawn(lab, labs_dir, out, deadline)
         wall_s = time.monotonic() - began
         if code == 0:
             detail = f"out of memory: {', '.join(killed)}" if killed else ""
             return LabResult(lab, "measured", wall_s, detail)
         if code == PARTIAL_EXIT:
-            return LabResult(lab, "partial", wall_s, "time budget; run again to resume")
+            return LabResult(lab, "partial", wall_s, "time budget spent")
         if code not in (-signal.SIGKILL, 128 + signal.SIGKILL):
-            return LabResult(lab, "failed", wall_s, f"exit code {code}; finished cases are kept")
+            if code == 130:
+                raise KeyboardInterrupt
+            why = why or f"exit code {code}; finished cases are kept"
+            return LabResult(lab, "failed", wall_s, why)
         journal_folder = partial_folder(out, lab, this_device())
         case = note_kill(journal_folder, "killed by signal 9, as the out-of-memory killer does")
         if case is None:
@@ -127,20 +131,33 @@ def _run_one(
     return LabResult(lab, "failed", time.monotonic() - began, "killed too often")
 
 
-def _spawn(lab: str, labs_dir: Path, out: Path, deadline: float) -> int:
-    """Exit code of one execution of `lab` in a process of its own."""
+def _spawn(lab: str, labs_dir: Path, out: Path, deadline: float) -> tuple[int, str]:
+    """Exit code of one execution of `lab` in a process of its own, and why it failed, in a line.
+
+    What the lab prints goes to stderr: stdout belongs to the command's own result.
+    """
+    profile = current_profile().name  # looked up once: the lab may not come to another answer
+    reader, writer = os.pipe()
     settings = {
         "out": str(out.resolve()),
         "deadline": deadline if deadline != float("inf") else None,
         "command": f"inferlab run {lab}",
     }
     process = subprocess.Popen(  # noqa: S603 - our own module, no shell
-        [sys.executable, "-m", "inferlab.execute", str((labs_dir / f"{lab}.ipynb").resolve())],
-        env={**os.environ, RUN_VARIABLE: json.dumps(settings), "MPLBACKEND": "Agg"},
+        [sys.executable, "-m", "inferlab.execute", str((labs_dir / f"{lab}.ipynb").resolve()),
+         str(writer)],
+        env={**os.environ, RUN_VARIABLE: json.dumps(settings), "MPLBACKEND": "Agg",
+             "INFERLAB_PROFILE": profile},
+        stdin=subprocess.DEVNULL,
+        stdout=2,
+        pass_fds=[writer],
         preexec_fn=_die_with_parent,
-    )
+    )  # fmt: skip
+    os.close(writer)
     try:
-        return process.wait()
+        code = process.wait()
+        os.set_blocking(reader, False)  # a child of the lab may still hold the other end
+        return code, _read_line(reader)
     except KeyboardInterrupt:
         process.send_signal(signal.SIGINT)
         try:
@@ -149,6 +166,15 @@ def _spawn(lab: str, labs_dir: Path, out: Path, deadline: float) -> int:
             process.kill()
             process.wait()
         raise
+    finally:
+        os.close(reader)
+
+
+def _read_line(reader: int) -> str:
+    try:
+        return os.read(reader, 4096).decode(errors="replace").strip()
+    except BlockingIOError:
+        return ""
 
 
 def _die_with_parent() -> None:

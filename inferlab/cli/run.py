@@ -1,11 +1,12 @@
 """`inferlab run`: execute labs on this machine and keep their records."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from inferlab.cli.output import print_json
+from inferlab.cli.output import print_json, print_note
 from inferlab.errors import MeasurementError, UserError
 
 
@@ -30,12 +31,13 @@ def run(
     Each lab runs in a process of its own. A case that runs out of memory becomes a row with status
     `oom` and the sweep goes on. The same command run again measures only what is missing.
     """
-    import sys
     from dataclasses import asdict
 
     from inferlab.paths import data_folder, labs_folder
     from inferlab.runner import all_labs, resolve_labs, run_labs
 
+    if budget_minutes is not None and not math.isfinite(budget_minutes):
+        raise UserError("--budget-minutes needs a number of minutes; leave it out for no limit")
     if bool(labs) == everything:
         raise UserError("name the labs to run, or give --all (not both)")
     folder = labs_folder()
@@ -46,11 +48,15 @@ def run(
         out or data_folder() / "local",
         budget_s=float("inf") if budget_minutes is None else budget_minutes * 60,
         force=force,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        say=print_note,
     )
     if json:
         print_json([asdict(result) for result in results])
     unfinished = [r for r in results if r.outcome not in ("measured", "fresh")]
     if unfinished:
-        detail = "; ".join(f"{r.lab} {r.outcome}" for r in unfinished)
+        detail = "; ".join(f"{r.lab} {r.outcome}{_because(r)}" for r in unfinished)
         raise MeasurementError(f"{detail}: run the same command again to go on")
+
+
+def _because(result) -> str:
+    return f" ({result.detail})" if result.detail else ""
