@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -82,21 +83,25 @@ def _packages() -> Iterator[Finding]:
 def _cuda() -> Finding:
     if importlib.util.find_spec("torch") is None:
         return Finding("cuda", "warn", "torch is not installed")
-    import torch
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # a library of CUDA that is missing, for example
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return Finding("cuda", "fail", f"torch cannot be imported: {reason}", "install it anew")
+    from inferlab.profiles import unusable_cuda
 
+    if why := unusable_cuda():
+        return Finding(
+            "cuda",
+            "warn",
+            why,
+            "labs will run on the CPU with the tiny profile; check `nvidia-smi` and that the "
+            "driver is new enough for that CUDA version",
+        )
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         detail = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
         return Finding("cuda", "ok", f"{detail}, CUDA {torch.version.cuda}")
-    if torch.version.cuda:
-        driver = "the driver answers nvidia-smi" if shutil.which("nvidia-smi") else "no driver seen"
-        return Finding(
-            "cuda",
-            "warn",
-            f"this torch is built for CUDA {torch.version.cuda}, but no device is usable; {driver}",
-            "labs will run on the CPU with the tiny profile; check `nvidia-smi` and that the "
-            "driver is new enough for that CUDA version",
-        )
     return Finding("cuda", "ok", "no CUDA device: labs use the tiny profile on the CPU")
 
 
@@ -113,7 +118,13 @@ def _disk() -> Finding:
     from inferlab.models.load import cache_root
 
     folder = cache_root()
-    existing = next(p for p in [folder, *folder.parents] if p.exists())
+    existing = next(p for p in [folder, *folder.parents] if os.path.lexists(p))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        what = "is read-only" if existing.is_dir() else "is not a folder"
+        return Finding(
+            "disk", "warn", f"{existing} {what}: no model can be made in {folder}",
+            "set INFERLAB_CACHE to a folder that you may write to",
+        )  # fmt: skip
     free = shutil.disk_usage(existing).free
     state = "ok" if free > DISK_BYTES else "warn"
     fix = "" if state == "ok" else "free some space or set INFERLAB_CACHE to another disk"
@@ -126,7 +137,7 @@ def _model() -> Finding:
     name = "smollm2-135m"
     try:
         folder: Path | None = find_model(name)
-    except UserError as error:
+    except (UserError, OSError) as error:
         return Finding("model", "fail", str(error), "`python -m inferlab.models.load` makes it")
     if folder is None:
         return Finding(

@@ -73,12 +73,11 @@ def ensure_model(name: str, progress: Progress | None = None) -> Path:
     `progress` gets one line of text before each long part; by default it goes to stderr.
     """
     config = get_config(name)
-    folder = find_model(name)
-    if folder is not None:
-        return folder
     folder = model_folder(config)
     tell = progress or (lambda line: print(line, file=sys.stderr, flush=True))
     with _disk_errors(folder.parent):
+        if (found := find_model(name)) is not None:
+            return found
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder, tell):
             if (found := find_model(name)) is not None:
@@ -241,6 +240,11 @@ def _disk_errors(folder: Path) -> Iterator[None]:
             ) from error
         if isinstance(error, OSError) and number in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(
-                f"cannot write to {folder}: set INFERLAB_CACHE to a folder that you may write to"
+                f"cannot read or write {folder}: set INFERLAB_CACHE to a folder that you may "
+                "write to"
+            ) from error
+        if isinstance(error, OSError) and number in (errno.ENOTDIR, errno.EEXIST):
+            raise UserError(
+                f"cannot make {folder}: a file lies in its way; set INFERLAB_CACHE to a folder"
             ) from error
         raise

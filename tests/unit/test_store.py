@@ -108,7 +108,7 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch):
 
     monkeypatch.setenv("INFERLAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(store.Path, "mkdir", refuse)
-    with pytest.raises(UserError, match="cannot write to .*set INFERLAB_CACHE"):
+    with pytest.raises(UserError, match="cannot read or write .*set INFERLAB_CACHE"):
         store.ensure_model("smollm2-135m", lambda _: None)
 
 
