@@ -113,8 +113,7 @@ def runs(records: Sequence[Record]) -> pd.DataFrame:
             "models": ", ".join(f"{m.name} ({m.weights} weights)" for m in r.manifest.models),
             "cases": len(r.manifest.cases),
             "samples": int((r.samples["status"] == "ok").sum()),
-            "out of memory": len(r.oom_cases),
-            "inferlab": r.manifest.package_version,
+            "lost": len(r.oom_cases),
             "state": _state(r),
             "from": {"published": "the book", "local": "this machine"}.get(r.origin, r.origin),
         }
