@@ -72,31 +72,44 @@ def check_sections(notebook: dict[str, Any]) -> list[str]:
 
 def check_cells(notebook: dict[str, Any]) -> list[str]:
     """Length, width, text before code, forbidden tags and calls."""
-    found, previous, bare_pairs = [], None, 0
-    for number, cell in enumerate(notebook["cells"]):
+    found, cells, bare = [], notebook["cells"], []
+    for number, cell in enumerate(cells):
         text = source(cell)
         where = f"cell {number}"
         found += [f"{where}: forbidden tag {tag}" for tag in sorted(tags(cell) & FORBIDDEN_TAGS)]
-        if cell["cell_type"] == "code":
-            lines = text.rstrip("\n").split("\n")
-            if len(lines) > MAX_CELL_LINES:
-                found.append(f"{where}: {len(lines)} lines, at most {MAX_CELL_LINES}")
-            if any(len(line) > MAX_WIDTH for line in lines):
-                found.append(f"{where}: a line is wider than {MAX_WIDTH}")
-            found += [
-                f"{where}: {what} is not allowed in a lab"
-                for pattern, what in DANGEROUS.items()
-                if re.search(pattern, text, re.MULTILINE)
-            ]
-            if previous != "markdown" and not re.search(r"\bcheck_\w+\(", text):
-                bare_pairs += 1
-        previous = cell["cell_type"]
-    if bare_pairs > 1:
-        found.append(
-            f"{bare_pairs} code cells without text before them: one in Setup is fine, and a cell "
-            "that calls check_...() after an answer"
-        )
+        if cell["cell_type"] != "code":
+            continue
+        lines = text.rstrip("\n").split("\n")
+        if len(lines) > MAX_CELL_LINES:
+            found.append(f"{where}: {len(lines)} lines, at most {MAX_CELL_LINES}")
+        if any(len(line) > MAX_WIDTH for line in lines):
+            found.append(f"{where}: a line is wider than {MAX_WIDTH}")
+        found += [
+            f"{where}: {what} is not allowed in a lab"
+            for pattern, what in DANGEROUS.items()
+            if re.search(pattern, text, re.MULTILINE)
+        ]
+        if not has_text_before(cells, number):
+            bare.append(number)
+    if len(bare) > 1:
+        found.append(f"no text before code cells {bare} (one pair, in Setup, is fine)")
     return found
+
+
+def has_text_before(cells: list[dict[str, Any]], number: int) -> bool:
+    """Whether a text cell introduces code cell `number`, alone or together with the one before it.
+
+    Two code cells may share their text where they must be two: one is compared by nbval and the
+    other prints live values, or the second checks the answer given in the first.
+    """
+    kinds = [cell["cell_type"] for cell in cells[max(0, number - 2) : number]]
+    if not kinds or kinds[-1] == "markdown":
+        return bool(kinds)
+    before, cell = cells[number - 1], cells[number]
+    live = "nbval-ignore-output"
+    is_split = (live in tags(before)) != (live in tags(cell))
+    is_check = bool(re.search(r"\bcheck_\w+\(", source(cell)))
+    return kinds[0] == "markdown" and (is_split or is_check)
 
 
 def check_outputs(notebook: dict[str, Any]) -> list[str]:

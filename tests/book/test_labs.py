@@ -94,7 +94,7 @@ def test_the_template_once_run_keeps_the_rules():
         (lambda nb: nb["cells"][0].update(source="# Something"), "first cell must begin"),
         (lambda nb: nb["metadata"]["kernelspec"].update(name="mine"), "kernelspec"),
         (lambda nb: code(nb, -2).update(source="print(1)"), "check_"),
-        (lambda nb: nb["cells"].insert(2, copy.deepcopy(code(nb, 0))), "without text"),
+        (lambda nb: nb["cells"].insert(2, copy.deepcopy(code(nb, 0))), "no text before"),
     ],
 )
 def test_a_spoiled_lab_is_refused(spoil, says):
