@@ -1,6 +1,6 @@
 """How much of a server's stall does a client that waits for answers leave out?
 
-Requests arrive at random at a known mean rate; the server needs the same time for each and stands
+Requests arrive at a known mean rate, at random or at an even pace; the server needs the same time for each and stands
 still once. Everything runs in virtual time (`backends.stall`), so all values here are emulated.
 Chapter: chapters/01_metrics.md    Lab: labs/01_metrics.ipynb
 """
@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from inferlab.backends.stall import serve
 from inferlab.errors import UserError
 from inferlab.trace import Trace
-from inferlab.workload import Workload, poisson_arrivals, uniform_batch
+from inferlab.workload import (
+    Workload,
+    constant_times,
+    poisson_arrivals,
+    scheduled_at,
+    uniform_batch,
+)
 
 PROMPT_LEN, VOCAB_SIZE = 4, 100  # no model reads the prompts
 
@@ -28,6 +34,7 @@ class StallScenario:
     stall_start_s: float = 50.0
     stall_s: float = 2.0
     seed: int = 1
+    even_pace: bool = False  # arrivals by a metronome instead of at random
 
     def __post_init__(self) -> None:
         if not self.load_ratio < 1:
@@ -54,6 +61,9 @@ class StallScenario:
     def workload(self) -> Workload:
         """The requests with their due times."""
         batch = uniform_batch(VOCAB_SIZE, self.num_requests, PROMPT_LEN, self.output_len, self.seed)
+        if self.even_pace:
+            times_s = constant_times(self.num_requests, self.rate_req_per_s)
+            return scheduled_at(batch, times_s)
         return poisson_arrivals(batch, self.rate_req_per_s)
 
     def run(self, client: str) -> Trace:
@@ -69,7 +79,8 @@ class StallScenario:
         too small.
         """
         beyond = (1 - q / 100) * self.num_requests  # requests above the percentile
-        wait_s = self.stall_s * max(0.0, 1 - beyond / self.delayed_requests)
+        share = beyond / self.delayed_requests if self.stall_s else 1.0
+        wait_s = self.stall_s * max(0.0, 1 - share)
         return wait_s + self.undisturbed_ttft_s
 
     def longest_hidden_stall_s(self, q: float) -> float:

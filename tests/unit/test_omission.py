@@ -98,3 +98,12 @@ def test_a_percentile_band_holds_its_promise():
     inside = (draws[:, band.low_rank - 1] <= truth) & (truth <= draws[:, band.high_rank - 1])
     assert inside.mean() == pytest.approx(band.coverage, abs=0.02)
     assert percentile(draws[0], 99) <= draws[0].max()
+
+
+def test_an_even_pace_without_a_stall_leaves_nothing_to_hide():
+    scenario = StallScenario(num_requests=500, stall_s=0.0, even_pace=True)
+    for client in ("open", "waiting"):
+        seen = summarize(scenario.run(client))
+        expected = pytest.approx(scenario.predicted_ttft_s(99))
+        for quantity in (seen.ttft_s, seen.ttft_from_sent_s):
+            assert [quantity.mean, quantity.median, quantity.p99] == [expected] * 3
