@@ -192,11 +192,11 @@ def projection_run(decoder: Decoder, num_tokens: int) -> Run:
 
     def run() -> dict[str, float]:
         with torch.inference_mode():
-            synchronize(decoder.device.type)
+            synchronize(decoder.device)
             start = time.perf_counter()
             for layer in layers:
                 layer(rows[layer.in_features])
-            synchronize(decoder.device.type)
+            synchronize(decoder.device)
         return {"step_s": time.perf_counter() - start}
 
     return run

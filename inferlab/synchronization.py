@@ -11,7 +11,7 @@ import torch
 
 from inferlab.backends.torch import TorchBackend
 from inferlab.bench import Shape
-from inferlab.models.placement import synchronize
+from inferlab.hardware.probes import synchronize
 from inferlab.recorder import Case
 from inferlab.timing import Run
 

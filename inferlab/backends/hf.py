@@ -21,16 +21,12 @@ from inferlab.backends.base import (
 )
 from inferlab.decoding.generate import PAD_TOKEN_ID
 from inferlab.errors import UserError
+from inferlab.hardware.probes import synchronize
 from inferlab.models.config import ModelConfig
 from inferlab.models.cost import dtype_bytes, weight_bytes
 from inferlab.models.hf import to_hf_config
 from inferlab.models.load import ensure_model, open_weights, resolve_config
-from inferlab.models.placement import (
-    check_host_memory,
-    synchronize,
-    torch_device,
-    torch_dtype,
-)
+from inferlab.models.placement import check_host_memory, torch_device, torch_dtype
 from inferlab.workload import Workload
 
 

@@ -18,11 +18,12 @@ from inferlab.backends.base import (
 from inferlab.decoding.generate import generate
 from inferlab.decoding.sampling import GREEDY, Sampling
 from inferlab.errors import UserError
+from inferlab.hardware.probes import synchronize
 from inferlab.kvcache import CACHES, KVCache
 from inferlab.models.config import ModelConfig
 from inferlab.models.decoder import Decoder
 from inferlab.models.load import load_decoder
-from inferlab.models.placement import check_host_memory, dtype_name, synchronize
+from inferlab.models.placement import check_host_memory, dtype_name
 from inferlab.workload import Workload
 
 

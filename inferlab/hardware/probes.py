@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 PROBE_DTYPES = ("float32", "bfloat16", "float16")
 
 
-def synchronize(device: str) -> None:
+def synchronize(device: str | torch.device) -> None:
     """Wait until `device` has finished its queue: without this a GPU clock reads launch time."""
-    if device.startswith("cuda"):
+    if str(device).startswith("cuda"):
         import torch
 
         torch.cuda.synchronize(device)

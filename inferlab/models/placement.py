@@ -48,12 +48,6 @@ def torch_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that was queued; nothing to do on a CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def available_bytes() -> int:
     """Host memory that can still be had: the machine's, or the container's if that is less."""
     import psutil
