@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +31,22 @@ class ReportRow:
     n: int
 
 
-def report_rows(labs: Sequence[str], roots: Sequence[Path] | None = None) -> list[ReportRow]:
-    """Headline metrics of every record of `labs`; summaries are computed from the samples."""
-    return [
-        row for lab in labs for record in find_records(lab, roots).records for row in _rows(record)
-    ]
+def report_rows(
+    labs: Sequence[str],
+    roots: Sequence[Path] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[ReportRow]:
+    """Headline metrics of every record of `labs`; summaries are computed from the samples.
+
+    `say` gets one line for each record that is bad and therefore left out.
+    """
+    rows = []
+    for lab in labs:
+        found = find_records(lab, roots)
+        for problem in found.problems:
+            say(f"note: left out: {problem.reason}")
+        rows += [row for record in found.records for row in _rows(record)]
+    return rows
 
 
 def _rows(record: Record) -> list[ReportRow]:

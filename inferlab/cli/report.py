@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from inferlab.cli.output import one_line, print_json, stdout_console
+from inferlab.cli.output import one_line, print_json, print_note, stdout_console
 from inferlab.errors import UserError
 
 
@@ -22,7 +22,7 @@ def report(
     from inferlab.runner import all_labs, resolve_labs
 
     folder = labs_folder()
-    rows = report_rows(resolve_labs(labs or all_labs(folder), folder))
+    rows = report_rows(resolve_labs(labs or all_labs(folder), folder), say=print_note)
     if not rows:
         raise UserError("no records to report: `inferlab run 02_roofline` measures this machine")
     if json:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from inferlab.cli.output import one_line, print_json, stdout_console
+from inferlab.errors import UserError
 
 
 def status(
@@ -25,6 +26,9 @@ def status(
     from inferlab.records import record_states
     from inferlab.runner import all_labs
 
+    for folder in records or []:
+        if not folder.is_dir():
+            raise UserError(f"no folder {folder}: --records names a folder of records")
     states = [s for lab in all_labs(labs_folder()) for s in record_states(lab, records)]
     if json:
         print_json(
@@ -44,7 +48,7 @@ def status(
             reasons = escape(one_line("; ".join(state.reasons)))
             mark = f"[{colours[state.state]}]{state.state}[/]"
             table.add_row(
-                state.lab, escape(state.device) or "-", state.origin or "-", mark, reasons
+                state.lab, escape(one_line(state.device)) or "-", state.origin or "-", mark, reasons
             )
         stdout_console().print(table)
     if any(state.state == "bad" for state in states):
