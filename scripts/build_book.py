@@ -7,12 +7,13 @@ a page whose warning the first build had reported.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from steps import run_logged  # noqa: E402
+from steps import fail, run_logged  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
@@ -73,6 +74,8 @@ def main() -> int:
         print("The book is up to date.")
         status = 0
     else:
+        if not os.access(ROOT, os.W_OK):
+            fail("this checkout is read-only: copy it to a folder that you can write to")
         stamp.unlink(missing_ok=True)
         status = build()
         if status == 0:

@@ -23,11 +23,15 @@ def run_logged(title: str, command: list[str], log: Path, every_s: float = 5.0, 
 
     Returns the exit status. A failing command prints the last lines of its log.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        opened = log.open("w", encoding="utf-8", errors="replace")
+    except OSError as error:
+        fail(f"cannot write {log}: {error.strerror}; work in a copy that you can write to")
     print(f"{title} ...", flush=True)
     newest = [""]
-    with log.open("w", encoding="utf-8", errors="replace") as out:
+    with opened as out:
         process = subprocess.Popen(  # noqa: S603
             command,
             stdout=subprocess.PIPE,
