@@ -9,6 +9,7 @@ from inferlab.claims.ledger import (
     Ledger,
     LedgerRow,
     Source,
+    judge,
     ledger_table,
     load_ledger,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "LedgerRow",
     "Source",
     "Verdict",
+    "judge",
     "ledger_table",
     "load_ledger",
 ]
