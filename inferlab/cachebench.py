@@ -9,7 +9,6 @@ import functools
 import statistics
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,16 +17,14 @@ from inferlab import bench, roofline
 from inferlab.backends import hf as hf_backend
 from inferlab.backends.base import Backend
 from inferlab.backends.torch import TorchBackend
+from inferlab.cachecost import HF, step_cost
 from inferlab.calibration import step_overhead_s, token_ceilings
 from inferlab.hardware.facts import describe_machine
 from inferlab.metrics import itl_s
-from inferlab.models.config import ModelConfig, get_config
+from inferlab.models.config import ModelConfig
 from inferlab.models.cost import (
-    StepCost,
-    decode_cost,
     kv_bytes_per_token,
     kv_cache_bytes,
-    prefill_cost,
     weight_bytes,
 )
 from inferlab.models.decoder import Decoder
@@ -35,9 +32,6 @@ from inferlab.models.load import load_decoder
 from inferlab.recorder import Case
 from inferlab.timing import Run
 from inferlab.workload import uniform_batch
-
-HF = "hf"  # transformers' generate, with its own dynamic cache
-GROWING = ("dynamic", HF)  # kinds that copy the whole cache at each step
 
 
 def cache_kinds(device: str) -> tuple[str, ...]:
@@ -60,26 +54,6 @@ def open_variants(
     if not memory or 2.5 * weight_bytes(decoder.config, dtype) < memory:
         variants[HF] = hf_backend.load(model, dtype, device, weights)
     return variants
-
-
-def step_cost(
-    config: ModelConfig, dtype: str, kind: str, batch_size: int, context_len: int
-) -> StepCost:
-    """Bytes and FLOPs of the step that adds the last of `context_len` tokens to B sequences.
-
-    Without a cache the step is a prefill of everything. A growing cache is copied to a larger
-    place: every byte of it is read and written once more than attention reads it.
-    """
-    if kind == "none":
-        return prefill_cost(config, dtype, batch_size, context_len)
-    cost = decode_cost(config, dtype, batch_size, context_len)
-    if kind in GROWING:
-        cost = replace(
-            cost,
-            kv_read_bytes=2 * cost.kv_read_bytes,
-            kv_write_bytes=cost.kv_write_bytes + cost.kv_read_bytes,
-        )
-    return cost
 
 
 def predict_tpot_s(
@@ -208,9 +182,3 @@ def memory_case(decoder: Decoder, batch_size: int, context_len: int, dtype: str)
         "weight_bytes": weight_bytes(config, dtype),
     }
     return Case(run, params, predicted)
-
-
-def crossover_tokens(model: str, dtype: str) -> float:
-    """Cached tokens, over the whole batch, at which the cache takes as much as the weights."""
-    config = get_config(model)
-    return weight_bytes(config, dtype) / kv_bytes_per_token(config, dtype)

@@ -3,7 +3,7 @@
 import pytest
 from tiny_models import TINY
 
-from inferlab import cachebench
+from inferlab import cachebench, cachecost
 from inferlab.backends.torch import TorchBackend
 from inferlab.bench import Shape
 from inferlab.models.config import get_config
@@ -20,14 +20,14 @@ def test_a_cpu_has_no_second_memory_to_offload_to():
 
 
 def test_without_a_cache_a_step_is_a_prefill():
-    assert cachebench.step_cost(CONFIG, "bfloat16", "none", 3, 77) == prefill_cost(
+    assert cachecost.step_cost(CONFIG, "bfloat16", "none", 3, 77) == prefill_cost(
         CONFIG, "bfloat16", 3, 77
     )
 
 
 def test_a_growing_cache_moves_three_times_the_bytes_of_attention():
-    static = cachebench.step_cost(CONFIG, "bfloat16", "static", 3, 77)
-    grown = cachebench.step_cost(CONFIG, "bfloat16", "dynamic", 3, 77)
+    static = cachecost.step_cost(CONFIG, "bfloat16", "static", 3, 77)
+    grown = cachecost.step_cost(CONFIG, "bfloat16", "dynamic", 3, 77)
     assert static == decode_cost(CONFIG, "bfloat16", 3, 77)
     cache = kv_cache_bytes(CONFIG, "bfloat16", 3, 77)
     assert grown.bytes - static.bytes == 2 * cache
@@ -61,6 +61,6 @@ def test_memory_case_allocates_what_it_says():
 
 
 def test_crossover_is_weights_over_bytes_per_token():
-    assert cachebench.crossover_tokens("smollm2-135m", "bfloat16") == pytest.approx(
+    assert cachecost.crossover_tokens("smollm2-135m", "bfloat16") == pytest.approx(
         269_030_016 / 23_040
     )
