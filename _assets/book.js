@@ -22,11 +22,15 @@
       toggle.setAttribute("aria-label", "Pages under " + (link ? link.textContent.trim() : "this page"));
     });
   }
+  function useVisibleNames() {
+    // The label of a folded cell must not differ from the words on it.
+    document.querySelectorAll("summary[aria-label='Toggle hidden content']").forEach(function (fold) { fold.removeAttribute("aria-label"); });
+  }
   function dropListRoles() {
     // Sphinx marks a bibliography as a list whose items have a role that is no list item.
     document.querySelectorAll(".citation-list[role], .citation[role]").forEach(function (box) { box.removeAttribute("role"); });
   }
-  document.addEventListener("DOMContentLoaded", function () { dropListRoles(); wrapTables(); markScrollable(); nameToggles(); });
+  document.addEventListener("DOMContentLoaded", function () { dropListRoles(); useVisibleNames(); wrapTables(); markScrollable(); nameToggles(); });
   window.addEventListener("load", markScrollable);
   window.addEventListener("resize", markScrollable);
 })();

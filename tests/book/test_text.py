@@ -105,3 +105,13 @@ def test_the_template_keeps_the_rules():
 )  # fmt: skip
 def test_a_spoiled_chapter_is_refused(spoil, says):
     assert any(says in str(found) for found in check_chapter(spoil(template())))
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_of_the_front_door_lead_somewhere(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert not [link for link in links if not (ROOT / link).exists()]
+    commands = set(re.findall(r"`?make ([a-z-]+)", text))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert commands <= targets, commands - targets
