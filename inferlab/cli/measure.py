@@ -85,32 +85,17 @@ def _sizes(text: str) -> list[int]:
 
 
 def _print_table(results) -> None:
-    from rich.table import Table
+    from inferlab.cli.tables import headline_cells, headline_columns, headline_table
 
-    from inferlab.units import format_number, format_seconds
-
-    shown = {
-        "ttft_s": ("TTFT", format_seconds),
-        "tpot_s": ("TPOT", format_seconds),
-        "output_tok_per_s": ("output tok/s", format_number),
-        "mbu_ratio": ("MBU", format_number),
-    }
     first = results[0]
-    table = Table(title=f"{first.params['model']}, {first.params['dtype']}, {first.machine.title}")
-    table.add_column("backend")
-    table.add_column("batch", justify="right")
-    for name, _ in shown.values():
-        table.add_column(f"{name}\npredicted", justify="right")
-        table.add_column(f"{name}\nmeasured", justify="right", style="bold")
+    title = f"{first.params['model']}, {first.params['dtype']}, {first.machine.title}"
+    table = headline_table(title, "backend", "batch")
     for result in results:
-        cells = []
-        for metric, (_, write) in shown.items():
-            estimate = result.measured.get(metric)
-            cells.append(write(result.predicted.get(metric)))
-            undefined = "undefined" if result.status == "ok" else result.status
-            cells.append(write(estimate.value) if estimate else undefined)
-        batch = str(result.params["batch_size"])
-        table.add_row(str(result.params["backend"]), batch, *cells)
+        values = {metric: estimate.value for metric, estimate in result.measured.items()}
+        absent = "undefined" if result.status == "ok" else result.status
+        status = dict.fromkeys(headline_columns(), absent)
+        cells = headline_cells(result.predicted, values, status)
+        table.add_row(result.params["backend"], str(result.params["batch_size"]), *cells)
     console = stdout_console()
     console.print(table)
     rounds = min((e.n for r in results for e in r.measured.values()), default=0)

@@ -34,16 +34,9 @@ def report(
 def _print_tables(rows) -> None:
     """One table a lab and device: a row a case, predicted and measured side by side."""
     from rich.markup import escape
-    from rich.table import Table
 
-    from inferlab.units import format_number, format_seconds
+    from inferlab.cli.tables import headline_cells, headline_table
 
-    shown = {
-        "ttft_s": ("TTFT", format_seconds),
-        "tpot_s": ("TPOT", format_seconds),
-        "output_tok_per_s": ("output tok/s", format_number),
-        "mbu_ratio": ("MBU", format_number),
-    }
     console = stdout_console()
     groups: dict[tuple, dict[str, dict]] = {}
     for row in rows:
@@ -52,16 +45,10 @@ def _print_tables(rows) -> None:
     for (lab, device, origin, label, stale), cases in groups.items():
         whose = "this machine" if origin == "local" else "published"
         title = f"{lab} on {device} ({whose}, {label}{', stale' if stale else ''})"
-        table = Table(title=escape(title), title_justify="left")
-        table.add_column("case")
-        for name, _ in shown.values():
-            table.add_column(f"{name}\npredicted", justify="right")
-            table.add_column(f"{name}\nmeasured", justify="right", style="bold")
+        table = headline_table(title, "case")
         for case, found in cases.items():
-            cells = []
-            for metric, (_, write) in shown.items():
-                row = found.get(metric)
-                cells.append(write(row.predicted) if row else "")
-                cells.append("" if row is None else row.status if row.n == 0 else write(row.median))
-            table.add_row(escape(one_line(case)), *cells)
+            predicted = {metric: row.predicted for metric, row in found.items()}
+            measured = {metric: row.median for metric, row in found.items()}
+            status = {metric: row.status for metric, row in found.items()}
+            table.add_row(escape(one_line(case)), *headline_cells(predicted, measured, status))
         console.print(table)

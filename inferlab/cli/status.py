@@ -29,7 +29,10 @@ def status(
     for folder in records or []:
         if not folder.is_dir():
             raise UserError(f"no folder {folder}: --records names a folder of records")
-    states = [s for lab in all_labs(labs_folder()) for s in record_states(lab, records)]
+    labs = all_labs(labs_folder())
+    if not labs:
+        raise UserError(f"no labs in {labs_folder()}: run this inside the book's checkout")
+    states = [s for lab in labs for s in record_states(lab, records)]
     if json:
         print_json(
             [
