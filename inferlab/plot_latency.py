@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from inferlab.plot_style import GREY, INK, QUIET, axis_unit, style_of
 from inferlab.stats import percentile_interval
@@ -53,7 +54,8 @@ def tool_readings(ax: Axes, values: Mapping[str, Mapping[str, float]], metric: s
     ax.set_yticks(range(len(tools)), tools)
     ax.set_ylim(len(tools) - 0.5, -0.5)
     ax.set(xlabel=label, xlim=(0, None))
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    if len(values) > 1:
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
 
 def tail(ax: Axes, samples: Mapping[str, Sequence[float]], metric: str, mean_of: str = "") -> None:
@@ -89,3 +91,19 @@ def percentile_bands(ax: Axes, sizes: Sequence[int], q: float = 99.0) -> None:
     ax.minorticks_off()
     ax.set(xlabel="requests, log scale", ylabel="percentile of the sample", ylim=(None, 100.1))
     ax.legend(loc="lower right")
+
+
+def spread_by_length(ax: Axes, table: pd.DataFrame, r_ratio: float, limit: float = 1.05) -> None:
+    """Largest over smallest per-token value by answer length; dashed: 1 + r / (N - 1)."""
+    lengths = np.geomspace(table["output_len"].min(), table["output_len"].max(), 60)
+    style = style_of("measured")
+    errors = np.array([table["median"] - table["low"], table["high"] - table["median"]])
+    ax.errorbar(table["output_len"], table["median"], yerr=errors, fmt=style.marker,
+                color=style.color, mec="white", label="measured")  # fmt: skip
+    ax.plot(lengths, 1 + max(r_ratio, 1) / (lengths - 1), "--", color=INK, lw=1.3,
+            label="prediction")  # fmt: skip
+    ax.axhline(limit, color=QUIET, lw=1, label=f"agreement within {limit - 1:.0%}")
+    ax.set(xscale="log", xlabel="output tokens, log scale", ylabel="largest / smallest")
+    ax.set_xticks(table["output_len"], table["output_len"])
+    ax.minorticks_off()
+    ax.legend()

@@ -47,8 +47,6 @@ STYLES: dict[str, Style] = {
     "stall": Style(PURPLE, "P"),
     "open": Style(BLUE, "o"),  # a client that keeps its schedule
     "waiting": Style(ORANGE, "s", "--"),  # a client that waits for each answer
-    "one token an event": Style(BLUE, "o"),
-    "two tokens an event": Style(PURPLE, "P"),
     "float32": Style(BROWN, "^"),
     "bfloat16": Style(BLUE, "o"),
     "float16": Style(SKY, "X"),

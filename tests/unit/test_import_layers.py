@@ -27,7 +27,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("backends",),
     (
         "journal", "recorder", "calibration", "bench", "cachecost", "cachebench", "omission",
-        "synchronization", "measure", "doctor", "runner", "execute",
+        "synchronization", "latency_tables", "measure", "doctor", "runner", "execute",
         "report", "exercises", "pages", "cli", "__main__",
     ),
 ]  # fmt: skip
@@ -41,6 +41,7 @@ ORDER = {name: (row, column) for row, names in enumerate(LAYERS)
 TENSOR_LIBRARIES = {"torch", "transformers", "triton", "onnxruntime"}
 # Layer 1 and below, and these, must be importable without torch; probes time it on purpose.
 WITHOUT_TORCH = {"models.config", "models.cost", "roofline", "plots", "plot_style", "plot_latency",
+                 "latency_tables", "omission",
                  "report", "pages", "journal", "runner", "exercises", "cachecost"}  # fmt: skip
 MAY_IMPORT_TORCH = {"hardware.probes"}
 
