@@ -1,7 +1,8 @@
 """How much of a server's stall does a client that waits for answers leave out?
 
-Requests arrive at a known mean rate, at random or at an even pace; the server needs the same time for each and stands
-still once. Everything runs in virtual time (`backends.stall`), so all values here are emulated.
+Requests arrive at a known mean rate, at random or at an even pace; the server needs the same time
+for each and stands still once. Everything runs in virtual time (`backends.stall`), so all values
+here are emulated.
 Chapter: chapters/01_metrics.md    Lab: labs/01_metrics.ipynb
 """
 

@@ -34,7 +34,8 @@ def judge_number(
         if math.isclose(answer, value, rel_tol=tolerance):
             return f"not yet: {explanation}"
     if answer == 0 or expected == 0 or (answer < 0) != (expected < 0):
-        return f"not yet: {format_number(answer)} {unit}".rstrip() + " has the wrong sign or is zero"
+        given = f"{format_number(answer)} {unit}".rstrip()
+        return f"not yet: {given} has the wrong sign or is zero"
     factor = answer / expected
     word = "too large" if factor > 1 else "too small"
     return f"not yet: {format_number(max(factor, 1 / factor))} times {word}"
