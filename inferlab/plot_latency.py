@@ -41,7 +41,7 @@ def event_log(ax: Axes, logs: Mapping[str, Events]) -> None:
 def tool_readings(ax: Axes, values: Mapping[str, Mapping[str, float]], metric: str) -> None:
     """One row a tool, one mark a log: what each tool reports for the same quantity.
 
-    `values` is log -> (tool -> value in SI units); tools keep the order of the first log.
+    `values` is log -> ("tool: its word" -> value in SI units), in the order of the first log.
     """
     tools = list(next(iter(values.values())))
     numbers = [value for one in values.values() for value in one.values()]
@@ -51,9 +51,9 @@ def tool_readings(ax: Axes, values: Mapping[str, Mapping[str, float]], metric: s
         rows = [tools.index(tool) for tool in one]
         ax.plot([v * factor for v in one.values()], rows, style.marker, color=style.color,
                 mec="white", ms=9, label=log)  # fmt: skip
-    ax.set_yticks(range(len(tools)), tools)
+    ax.set_yticks(range(len(tools)), [tool.replace(": ", "\n") for tool in tools], fontsize=11)
     ax.set_ylim(len(tools) - 0.5, -0.5)
-    ax.set(xlabel=label, xlim=(0, None))
+    ax.set(xlabel=label, xlim=(0, 1.08 * factor * max(numbers)))
     if len(values) > 1:
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
@@ -69,7 +69,7 @@ def tail(ax: Axes, samples: Mapping[str, Sequence[float]], metric: str, mean_of:
         share = 1 - np.arange(len(ordered)) / len(ordered)
         ax.step(ordered, share, where="post", color=style.color, ls=style.linestyle, label=name)
     ax.axhline(0.01, color=QUIET, lw=1)
-    ax.annotate("1 in 100", (1, 0.01), xycoords=("axes fraction", "data"), ha="right",
+    ax.annotate("1 in 100", (0.4, 0.01), xycoords=("axes fraction", "data"), ha="right",
                 va="bottom", fontsize=11, color=INK)  # fmt: skip
     if mean_of:
         ax.axvline(float(np.mean(samples[mean_of])) * factor, color=INK, lw=1.3, ls=":",
