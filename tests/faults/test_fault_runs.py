@@ -101,7 +101,7 @@ def test_what_a_lab_prints_does_not_mix_with_json(book):
     ("body", "words"),
     [
         ("1 / 0", "90_probe failed (ZeroDivisionError: division by zero; the traceback is above)"),
-        ("from inferlab.models.load import load_decoder; load_decoder('gpt-5')", "unknown model"),
+        ("from inferlab.models.config import get_config; get_config('gpt-5')", "unknown model"),
         ("os._exit(3)", "90_probe failed (exit code 3"),
         ("os.kill(os.getpid(), 9)", "killed by signal 9 outside any case"),
     ],
