@@ -8,6 +8,7 @@ import torch
 
 from inferlab.errors import MeasurementError, UserError
 from inferlab.models.cost import DTYPE_BYTES, dtype_bytes
+from inferlab.profiles import unusable_cuda
 from inferlab.units import format_bytes
 
 DEVICES = ("cpu", "cuda")
@@ -35,12 +36,9 @@ def torch_device(device: str) -> torch.device:
     if kind not in DEVICES or (index and not index.isdecimal()):
         raise UserError(f"unknown device {str(device)[:40]!r}; known: {', '.join(DEVICES)}")
     if kind == "cuda":
-        if not torch.cuda.is_available():
-            why = (
-                "this torch was built without CUDA"
-                if torch.version.cuda is None
-                else "torch finds no usable GPU or driver"
-            )
+        why = unusable_cuda()
+        if why or not torch.cuda.is_available():
+            why = why or "this torch was built without CUDA"
             raise UserError(f"device cuda was asked for, but {why}: choose --device cpu")
         count = torch.cuda.device_count()
         if index and int(index) >= count:
