@@ -5,7 +5,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-LEAST_COLUMNS = 100
+LEAST_COLUMNS = 120
 
 
 def print_json(value: Any) -> None:
@@ -20,10 +20,8 @@ def stdout_console():
     """
     from rich.console import Console
 
-    if not sys.stdout.isatty():
-        return Console(width=120)
-    console = Console()
-    return console if console.width >= LEAST_COLUMNS else Console(width=LEAST_COLUMNS)
+    width = Console().width if sys.stdout.isatty() else 0
+    return Console(width=max(width, LEAST_COLUMNS))
 
 
 def one_line(text: str) -> str:
