@@ -77,17 +77,19 @@ class Journal:
         if not self.path.exists():
             return
         events, good_bytes = read_events(self.path)
-        if not events or events[0].get("fingerprint") != fingerprint:
+        try:
+            good = bool(events) and events[0].get("fingerprint") == fingerprint
+            started = float(events[0]["started"]) if good else self.started
+            samples = [Sample(**event["sample"]) for event in events[1:] if "sample" in event]
+            killed = {event["killed"]: event["why"] for event in events[1:] if "killed" in event}
+        except (KeyError, TypeError, ValueError):  # whole lines, but not ones that we wrote
+            good = False
+        if not good:
             self.set_aside = self.path.with_name(f"journal-{time.time_ns()}.stale")
             self.path.rename(self.set_aside)
             return
         os.truncate(self.path, good_bytes)
-        self.started = float(events[0]["started"])
-        for event in events[1:]:
-            if "sample" in event:
-                self.samples.append(Sample(**event["sample"]))
-            elif "killed" in event:
-                self.killed[event["killed"]] = event["why"]
+        self.started, self.samples, self.killed = started, samples, killed
 
     def append(self, event: dict[str, Any]) -> None:
         """Write `event` and wait until the disk has it."""

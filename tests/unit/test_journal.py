@@ -55,6 +55,17 @@ def test_another_fingerprint_sets_the_samples_aside_and_loses_none(tmp_path):
     assert again.set_aside.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "line",
+    ['{"sample": 3}', '{"sample": {"case": "a"}}', '{"killed": "a"}', '{"killed": [], "why": 1}'],
+)
+def test_lines_that_we_never_wrote_set_it_aside(tmp_path, line):
+    path = filled(tmp_path)
+    path.write_text(path.read_text() + line + "\n")
+    again = Journal(tmp_path, "f")
+    assert again.set_aside and again.samples == [] and again.killed == {}
+
+
 def test_a_killed_process_names_the_case_it_was_in(tmp_path):
     path = filled(tmp_path)
     journal = Journal(tmp_path, "f")
