@@ -138,7 +138,13 @@ def main() -> int:
     status = install(mode, kept)
     if status == 0:
         stamp.write_text(now)
-    return status
+        return 0
+    print(
+        "error: the installation failed, its log is above: check the network and run the same "
+        "command again; a box without internet installs with `make gpu-install WHEELHOUSE=dir`",
+        file=sys.stderr,
+    )
+    return 1
 
 
 if __name__ == "__main__":
