@@ -28,6 +28,7 @@ step() { name=$1; shift; "$@" >"$LOG/$name.out" 2>"$LOG/$name.err"; echo $? >"$L
 """
 
 
+@pytest.mark.slow
 def test_disk_full_in_the_middle_of_run(book):
     """The journal meets the end of the disk; with room again the run goes on where it was."""
     book.lab(MANY)
@@ -57,6 +58,7 @@ def test_disk_full_in_the_middle_of_run(book):
     assert code == 0 and json.loads(out)[0]["state"] == "fresh"
 
 
+@pytest.mark.slow
 def test_disk_full_when_the_record_is_written(book):
     book.lab(
         MANY
@@ -77,6 +79,7 @@ if not (HERE / "room").exists():
     assert code == 0 and book.ran("a") == 151, err
 
 
+@pytest.mark.slow
 def test_disk_full_when_the_model_is_made(book):
     """A tmpfs too small is refused beforehand; one that fills up meanwhile leaves nothing."""
     code = """
@@ -143,6 +146,7 @@ def test_results_into_a_full_disk(book):
     assert done.returncode == 1 and "disk full while writing the results" in the_error(done.stderr)
 
 
+@pytest.mark.slow
 def test_a_read_only_checkout(book):
     book.lab(MANY)
     for name in ("Makefile", "requirements.txt", "requirements-gpu.txt", "pyproject.toml"):

@@ -55,6 +55,7 @@ def test_a_model_too_large_for_memory(call, small_machine):
     assert "loading llama-3.1-8b in bfloat16 needs" in the_error(err)
 
 
+@pytest.mark.slow
 def test_batch_too_large_in_a_lab_becomes_an_oom_row(book):
     book.lab("""
 import sys

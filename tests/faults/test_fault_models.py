@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hostile import only_error, the_error
+from hostile import ROOT, only_error, the_error
 from safetensors.torch import save_file
 
 from inferlab.models import fetch, load, store
@@ -27,6 +27,23 @@ def test_no_model_installed_and_no_network(call, cache, monkeypatch, capsys):
     assert "make gpu-install" in err
     assert load.main([]) == 2  # what `make book` and `make test` call first
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_no_network_when_the_book_is_installed(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import bootstrap
+
+    def no_network(title, command, log, **_):
+        log.write_text("ERROR: No matching distribution found\n")
+        return 1
+
+    monkeypatch.setattr(bootstrap, "VENV", tmp_path)
+    monkeypatch.setattr(bootstrap, "choose_mode", lambda: ("cpu", None))
+    monkeypatch.setattr(bootstrap, "make_venv", lambda mode: None)
+    monkeypatch.setattr(bootstrap, "run_logged", no_network)
+    assert bootstrap.main() == 1
+    assert "make gpu-install WHEELHOUSE=dir" in only_error(capsys.readouterr().err)
+    assert not (tmp_path / ".installed").exists()
 
 
 def test_a_model_of_the_hub_and_no_network(call, cache, monkeypatch):
