@@ -7,6 +7,7 @@ Chapter: chapters/02_roofline.md    Lab: labs/02_roofline.ipynb
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -130,7 +131,10 @@ def load(
     model: str | ModelConfig, dtype: str, device: str, weights: str = "real", seed: int = 0
 ) -> HFBackend:
     """Load the model; random weights are those of the torch backend with the same seed."""
-    from transformers import AutoModelForCausalLM
+    with warnings.catch_warnings():
+        # In a notebook without widgets, the import of a progress bar warns with a machine's path.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from transformers import AutoModelForCausalLM
 
     config = resolve_config(model)
     number, place = torch_dtype(dtype), torch_device(device)
