@@ -77,6 +77,12 @@ def exponent(record: Record, cases: Sequence[str], metric: str = "tpot_s") -> Es
     return median_interval([fit_power_law(lengths, column).exponent for column in columns])
 
 
+def predicted_exponent(record: Record, cases: Sequence[str], metric: str = "tpot_s") -> float:
+    """Exponent over the same contexts of what the cases were predicted to take."""
+    expected = [record.manifest.cases[case].predicted[metric] for case in cases]
+    return fit_power_law(lengths_of(record, cases), expected).exponent
+
+
 def slope(record: Record, cases: Sequence[str], metric: str = "tpot_s") -> Estimate:
     """Growth of the metric with each token of context: a line a round; median and interval."""
     return median_interval(_lines(record, cases, metric)[0])
