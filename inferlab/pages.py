@@ -133,6 +133,8 @@ def predictions(record: Record) -> pd.DataFrame:
             if predicted is None:
                 continue
             estimate: Estimate = record.estimate(case, metric)
+            if not estimate.value:
+                continue  # no cache, no bytes: right, and no ratio
             ratio = predicted / estimate.value
             rows.append((case, metric, predicted, estimate.value, ratio, abs(ratio - 1)))
     columns = ["case", "metric", "predicted", "measured", "ratio", "error_ratio"]
