@@ -133,8 +133,6 @@ def predictions(record: Record) -> pd.DataFrame:
             if predicted is None:
                 continue
             estimate: Estimate = record.estimate(case, metric)
-            if estimate.value == 0:  # a cache that holds nothing: right or wrong, not a ratio
-                continue
             if not estimate.value:
                 continue  # no cache, no bytes: right, and no ratio
             ratio = predicted / estimate.value
