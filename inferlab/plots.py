@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLORS", "LABELS", "STYLES", "Style", "axis_unit", "by_batch_size", "by_context",
-    "caption", "figure", "label_badge", "predicted_vs_measured", "style_of", "tidy", "use_style",
+    "caption", "figure", "label_badge", "plain_ticks", "predicted_vs_measured", "style_of", "tidy",
+    "use_style",
 ]  # fmt: skip
 
 LABELS = ("measured", "emulated", "cited")
@@ -69,8 +70,8 @@ def predicted_vs_measured(
         )  # fmt: skip
     ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
     ax.set(xlabel=f"predicted {label}, log scale", ylabel=f"measured {label}, log scale")
-    _plain_ticks(ax.xaxis)
-    _plain_ticks(ax.yaxis)
+    plain_ticks(ax.xaxis)
+    plain_ticks(ax.yaxis)
     _legend(ax)
 
 
@@ -105,7 +106,7 @@ def by_context(
     names = {v: f"{v}: ∝ n$^{{{law.exponent:.2f}}}$" for v, law in fits.items()}
     _by(ax, table, metric, x, by, log=True, names=names)
     _ticks_at(ax, table[x])
-    _plain_ticks(ax.yaxis)
+    plain_ticks(ax.yaxis)
     _legend(ax)
     return fits
 
@@ -211,8 +212,11 @@ def _ticks_at(ax: Axes, values: pd.Series) -> None:
     ax.minorticks_off()
 
 
-def _plain_ticks(axis: mpl.axis.Axis) -> None:
-    """Plain numbers at 1, 2 and 5 of a decade on a logarithmic axis."""
-    axis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+def plain_ticks(axis: mpl.axis.Axis) -> None:
+    """Plain numbers on a logarithmic axis: at 1, 2 and 5 of a decade, or evenly in a short one."""
+    low, high = sorted(axis.get_view_interval())
+    wide = low > 0 and high / low > 8
+    locator = mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)) if wide else mpl.ticker.MaxNLocator(5)
+    axis.set_major_locator(locator)
     axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.set_minor_formatter(mpl.ticker.NullFormatter())
