@@ -76,6 +76,9 @@ def run_gate(name: str) -> tuple[bool, str, float]:
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # Beside other work, OpenMP threads that spin while they wait stretch a lab tenfold. Never
+        # set it for a record: steps then take somewhat longer.
+        "GOMP_SPINCOUNT": "1000",
     }
     settings.pop("RECORD", None)
     closing = ""
