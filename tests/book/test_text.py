@@ -112,6 +112,6 @@ def test_links_of_the_front_door_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     assert not [link for link in links if not (ROOT / link).exists()]
-    commands = set(re.findall(r"`?make ([a-z-]+)", text))
+    commands = set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE))
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert commands <= targets, commands - targets

@@ -92,7 +92,7 @@ recorder.measure("one", {"a": steady("a"), "big": Case(killed, {}), "c": steady(
 
 
 def test_what_a_lab_prints_does_not_mix_with_json(book):
-    book.lab('print("noise"); os.system("echo noise")')
+    book.lab('import subprocess; print("noise"); subprocess.run(["echo", "noise"])')
     code, out, err = book.cli("run", "90", "--json")
     assert code == 0 and json.loads(out)[0]["outcome"] == "measured" and "noise" in err
 
