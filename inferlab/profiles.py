@@ -26,7 +26,7 @@ class Profile:
     real_model: str  # real weights: the only one that may carry a quality figure
     speed_models: tuple[str, ...]  # shapes to time; weights may be random
     batch_sizes: tuple[int, ...]
-    prompt_lens: tuple[int, ...]
+    prompt_lens: tuple[int, ...]  # with output_len, within what every model was trained for
     context_lens: tuple[int, ...]
     output_len: int
     lab_budget_s: float  # a lab ends within this on the machine
@@ -76,8 +76,8 @@ PROFILES = {
         real_model="smollm2-135m",
         speed_models=("smollm2-135m", "llama-3.1-8b"),
         batch_sizes=(1, 4, 16, 64, 256),
-        prompt_lens=(128, 512, 2048, 8192),
-        context_lens=(128, 512, 2048, 8192),
+        prompt_lens=(128, 512, 2048, 4096),
+        context_lens=(128, 512, 2048, 4096),
         output_len=64,
         lab_budget_s=480.0,
     ),

@@ -4,6 +4,7 @@ import pytest
 
 from inferlab import profiles
 from inferlab.errors import UserError
+from inferlab.models.config import get_config
 
 
 @pytest.mark.parametrize(
@@ -12,6 +13,14 @@ from inferlab.errors import UserError
 )
 def test_the_profile_follows_the_memory(memory_bytes, name):
     assert profiles.profile_for_memory(int(memory_bytes)) == name
+
+
+@pytest.mark.parametrize("name", profiles.PROFILES)
+def test_every_model_of_a_profile_was_trained_for_its_longest_text(name):
+    profile = profiles.PROFILES[name]
+    longest = max(*profile.prompt_lens, *profile.context_lens) + profile.output_len - 1
+    for model in {profile.real_model, *profile.speed_models}:
+        assert longest <= get_config(model).max_context_len
 
 
 def test_an_unknown_override_names_what_exists(monkeypatch):
