@@ -52,8 +52,14 @@ class Sample:
     detail: str = ""
 
 
+# torch has one error class for its own allocator; cuBLAS and page-locked host memory only words.
+OUT_OF_MEMORY_WORDS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """True for an allocation that failed on the host or on a device."""
+    if isinstance(error, RuntimeError) and any(w in str(error) for w in OUT_OF_MEMORY_WORDS):
+        return True
     return isinstance(error, MemoryError) or type(error).__name__ in (
         "OutOfMemoryError",
         "BatchTooLarge",
@@ -62,13 +68,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def execute(case: str, run: Run, round_index: int) -> Sample:
     """Run `run` once; a failed allocation becomes a sample with status `oom`."""
+    lost = None
     try:
         values = dict(run())
     except Exception as error:
         if not is_out_of_memory(error):
             raise
+        lost = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    if lost is not None:
+        # Only here: while the error lives, its traceback keeps the tensors of every frame.
         _release_device_memory()
-        return Sample(case, round_index, "oom", detail=str(error).splitlines()[0][:200])
+        return Sample(case, round_index, "oom", detail=lost)
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         raise MeasurementError(f"case {case}: {', '.join(bad)} is not a finite number")

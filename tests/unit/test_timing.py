@@ -1,9 +1,11 @@
 """Interleaving: pairing, stopping, resuming, and what a lost case does to the others."""
 
 import itertools
+import weakref
 
 import pytest
 
+from inferlab import timing
 from inferlab.errors import MeasurementError
 from inferlab.timing import StopRule, interleave, is_out_of_memory
 
@@ -46,6 +48,33 @@ def test_an_out_of_memory_case_drops_out_and_the_others_go_on():
     assert [s.case for s in lost] == ["hungry"]
     assert lost[0].detail == "no room for the KV cache"
     assert sum(s.case == "a" and s.status == "ok" for s in samples) == 6
+
+
+def test_memory_is_released_when_nothing_holds_the_tensors_any_more(monkeypatch):
+    """As long as the error lives, its traceback holds the locals of every frame."""
+
+    class Tensor:
+        pass
+
+    held = []
+
+    def hungry():
+        tensor = Tensor()
+        held.append(weakref.ref(tensor))
+        raise MemoryError
+
+    alive = []
+    monkeypatch.setattr(timing, "_release_device_memory", lambda: alive.append(held[0]()))
+    assert timing.execute("hungry", hungry, 0).detail == "MemoryError"
+    assert alive == [None]
+
+
+@pytest.mark.parametrize(
+    "words", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"]
+)
+def test_memory_that_another_allocator_of_the_device_lacks_is_out_of_memory(words):
+    assert is_out_of_memory(RuntimeError(words))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access"))
 
 
 def test_other_errors_are_not_swallowed():
