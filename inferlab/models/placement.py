@@ -43,6 +43,10 @@ def torch_device(device: str) -> torch.device:
         count = torch.cuda.device_count()
         if index and int(index) >= count:
             raise UserError(f"device {device} was asked for, but there are only {count} GPUs")
+        # On Hopper and newer, torch 2.11 and later prefer cuDNN's attention, which builds a plan
+        # (tens of milliseconds) for every context length it has not seen: at each step of a first
+        # answer. Flash attention takes any length at once.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device(device)
 
 

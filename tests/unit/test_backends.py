@@ -73,6 +73,16 @@ def test_cuda_without_a_device_is_refused():
         torch_device("cuda")
 
 
+def test_attention_on_a_gpu_needs_no_plan_for_each_context_length(monkeypatch):
+    """cuDNN's attention would build one at every step of the first answer."""
+    was_on = torch.backends.cuda.cudnn_sdp_enabled()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    torch_device("cuda")
+    now_on = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(was_on)
+    assert not now_on
+
+
 @pytest.mark.parametrize("name", ["hf", "torch"])
 def test_requests_that_are_due_later_are_refused(name):
     backend = load_backend(name, tiny(), "float32", weights="random")
