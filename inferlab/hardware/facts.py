@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -228,6 +229,8 @@ def _accelerator(packages: dict[str, str]) -> Accelerator:
 
     runtime = re.search(r"\+cu(\d+)(\d)$", packages.get("torch", ""))
     cuda_runtime = f"{runtime[1]}.{runtime[2]}" if runtime else None
+    if cuda_runtime is None and (torch := sys.modules.get("torch")):
+        cuda_runtime = torch.version.cuda  # the package index's wheel has no "+cu" in its version
     facts = read_accelerator()
     if facts is None:
         raise UserError(

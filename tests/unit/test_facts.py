@@ -129,6 +129,17 @@ def test_hidden_gpu_facts_become_none_and_visible_ones_are_si():
     assert found.power_limit_w is None and found.ecc is None and found.other_processes is None
 
 
+def test_the_cuda_of_torch_is_known_without_a_local_version(monkeypatch):
+    """The package index's wheel calls itself 2.11.0, not 2.11.0+cu130."""
+    import torch
+
+    found = {"name": "NVIDIA H200", "memory_bytes": 1}
+    monkeypatch.setattr("inferlab.hardware.nvml.read_accelerator", lambda: found)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert facts._accelerator({"torch": "2.11.0"}).cuda_runtime == "13.0"
+    assert facts._accelerator({"torch": "2.11.0+cu126"}).cuda_runtime == "12.6"
+
+
 @pytest.mark.gpu
 def test_the_first_gpu_is_described():
     if nvml.read_accelerator() is None:
