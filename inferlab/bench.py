@@ -94,13 +94,11 @@ def predict(
         config, dtype, shape.batch_size, shape.mean_context_len, ceilings
     )
     wall_s = ttft + (shape.output_len - 1) * tpot
-    return {
-        "ttft_s": ttft,
-        "tpot_s": tpot,
-        "output_tok_per_s": shape.batch_size * shape.output_len / wall_s,
-        "mbu_ratio": mbu_ratio(config, dtype, shape, tpot, ceilings),
-        **floors(config, dtype, shape, ceilings),
-    }
+    found = {"ttft_s": ttft, "output_tok_per_s": shape.batch_size * shape.output_len / wall_s}
+    if shape.output_len > 1:  # a single token has no TPOT
+        found["tpot_s"] = tpot
+        found["mbu_ratio"] = mbu_ratio(config, dtype, shape, tpot, ceilings)
+    return {**found, **floors(config, dtype, shape, ceilings)}
 
 
 def floors(

@@ -18,7 +18,7 @@ from inferlab.backends import hf as hf_backend
 from inferlab.backends.base import Backend
 from inferlab.backends.torch import TorchBackend
 from inferlab.cachecost import HF, step_cost
-from inferlab.calibration import step_overhead_s, token_ceilings
+from inferlab.fitting import Fitted, fit_backend, fit_model
 from inferlab.hardware.facts import describe_machine
 from inferlab.metrics import itl_s
 from inferlab.models.config import ModelConfig
@@ -63,19 +63,23 @@ def predict_tpot_s(
     kind: str,
     batch_size: int,
     context_len: int,
+    fitted: Fitted | None = None,
 ) -> float:
     """Expected seconds of that step on this machine: floor, bus if offloaded, and overhead.
 
-    The overhead is the step of a model of equal depth and almost no width: of none of the cases.
+    The overhead was fitted on other shapes than any case: of a prefill where nothing is kept, of
+    a decode step with a static cache for the kinds of this package, of its own steps for hf.
     """
+    if fitted is None:
+        fitted = fit_model(HF if kind == HF else "torch", config, dtype, device)
+    limits = fitted.prefill if kind == "none" else fitted.decode
     tokens = batch_size * (context_len if kind == "none" else 1)
-    overhead_s = step_overhead_s(HF if kind == HF else "torch", config, dtype, device)
-    ceilings = token_ceilings(config, dtype, device, tokens, overhead_s)
-    floor_s = roofline.floor_s(step_cost(config, dtype, kind, batch_size, context_len), ceilings)
+    cost = step_cost(config, dtype, kind, batch_size, context_len)
     if kind == "offloaded":
-        moved = kv_cache_bytes(config, dtype, batch_size, context_len)
-        floor_s = max(floor_s, moved / bus_bandwidth(device))
-    return floor_s + overhead_s
+        moved_s = kv_cache_bytes(config, dtype, batch_size, context_len) / bus_bandwidth(device)
+        floor_s = roofline.floor_s(cost, limits)
+        return roofline.predict_s(cost, limits, tokens) + max(0.0, moved_s - floor_s)
+    return roofline.predict_s(cost, limits, tokens)
 
 
 @functools.cache
@@ -94,15 +98,17 @@ def bus_bandwidth(device: str) -> float:
 
 
 def predict(
-    config: ModelConfig, dtype: str, device: str, kind: str, shape: bench.Shape
+    config: ModelConfig, dtype: str, device: str, kind: str, shape: bench.Shape, fitted: Fitted
 ) -> dict[str, float]:
     """Expected TTFT, TPOT, throughput and cache bytes of a case, and the bytes of its weights."""
-    prompt_tokens = shape.batch_size * shape.prompt_len
-    ceilings = token_ceilings(config, dtype, device, prompt_tokens)
-    ttft = roofline.predict_ttft_s(config, dtype, shape.batch_size, shape.prompt_len, ceilings)
+    ttft = roofline.predict_ttft_s(
+        config, dtype, shape.batch_size, shape.prompt_len, fitted.prefill
+    )
     found = {"ttft_s": ttft}
     if shape.output_len > 1:
-        tpot = predict_tpot_s(config, dtype, device, kind, shape.batch_size, shape.mean_context_len)
+        tpot = predict_tpot_s(
+            config, dtype, device, kind, shape.batch_size, shape.mean_context_len, fitted
+        )
         wall_s = ttft + (shape.output_len - 1) * tpot
         found = {
             "tpot_s": tpot,
@@ -139,7 +145,15 @@ def cache_case(kind: str, backend: Backend, shape: bench.Shape, device: str, see
         "context_len": positions_held(shape),
     }
     run = _cache_run(backend, workload, device)
-    return Case(run, params, predict(config, backend.dtype, device, kind, shape))
+    fitted = fit_backend(_baseline_of(backend), device)
+    return Case(run, params, predict(config, backend.dtype, device, kind, shape, fitted))
+
+
+def _baseline_of(backend: Backend) -> Backend:
+    """Whose overhead predicts `backend`: its decoder's with a static cache, or hf's own."""
+    if isinstance(backend, TorchBackend):
+        return TorchBackend(backend.decoder, "static", weights=backend.weights)
+    return backend
 
 
 def _cache_run(backend: Backend, workload: Any, device: str) -> Run:

@@ -10,14 +10,11 @@ import functools
 import statistics
 
 from inferlab.hardware.probes import matmul_rate, read_bandwidth
-from inferlab.metrics import tpot_s
 from inferlab.models.config import ModelConfig
 from inferlab.models.cost import weight_read_bytes
 from inferlab.roofline import Ceilings
-from inferlab.workload import uniform_batch
 
-LEAST_TOKENS = 128  # fewer rows would time the reading of the weights, not the products
-MOST_TOKENS = 2048  # more rows give the same rate and cost probe time
+MANY_TOKENS = 2048  # more rows give the same rate and cost probe time
 NARROW_SIZE = 64  # hidden size at which a layer's arithmetic costs next to nothing
 
 
@@ -37,21 +34,12 @@ def matrix_rate(config: ModelConfig, dtype: str, device: str, num_tokens: int) -
     return statistics.median(rate)
 
 
-def token_ceilings(
-    config: ModelConfig, dtype: str, device: str, num_tokens: int, overhead_s: float = 0.0
-) -> Ceilings:
-    """Ceilings for a prefill of `num_tokens` rows and the decode steps after it."""
-    rows = min(max(num_tokens, LEAST_TOKENS), MOST_TOKENS)
+def quick_ceilings(config: ModelConfig, dtype: str, device: str) -> Ceilings:
+    """Typical ceilings of this machine for `config`, at a number of rows that saturates it."""
     return Ceilings(
         read_bytes_per_s=weight_bandwidth(config, dtype, device),
-        flops_per_s=matrix_rate(config, dtype, device, rows),
-        overhead_s=overhead_s,
+        flops_per_s=matrix_rate(config, dtype, device, MANY_TOKENS),
     )
-
-
-def quick_ceilings(config: ModelConfig, dtype: str, device: str) -> Ceilings:
-    """Ceilings of this machine for `config`, at a number of rows that saturates it."""
-    return token_ceilings(config, dtype, device, MOST_TOKENS)
 
 
 def narrow(config: ModelConfig) -> ModelConfig:
@@ -67,16 +55,3 @@ def narrow(config: ModelConfig) -> ModelConfig:
         vocab_size=NARROW_SIZE,
         source=None,
     )
-
-
-@functools.cache
-def step_overhead_s(backend_name: str, config: ModelConfig, dtype: str, device: str) -> float:
-    """Seconds a decode step of `backend_name` costs before any real work: TPOT of `narrow`."""
-    from inferlab.backends.base import load_backend
-
-    small = narrow(config)
-    backend = load_backend(backend_name, small, dtype, device, weights="random")
-    workload = uniform_batch(small.vocab_size, 1, 8, 24)
-    backend.run(workload)
-    steps = [tpot_s(backend.run(workload).trace.requests[0]) for _ in range(3)]
-    return statistics.median(step for step in steps if step is not None)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from inferlab.backends.base import Backend, load_backend
-from inferlab.bench import Shape, generation_case, shaped_batch
-from inferlab.calibration import step_overhead_s, token_ceilings
+from inferlab.bench import Shape, generation_case, predict, shaped_batch
 from inferlab.errors import UserError
+from inferlab.fitting import fit_backend
 from inferlab.hardware.facts import Machine, describe_machine
 from inferlab.journal import disk_error
 from inferlab.models.config import get_config
@@ -113,15 +113,18 @@ def measure_plan(
     for name in plan.backends:
         say(f"loading {plan.model} into {name} ...")
         backend = load_backend(name, plan.model, plan.dtype, device, weights=plan.weights)
-        say("measuring this machine's ceilings ...")
-        overhead_s = step_overhead_s(name, backend.config, plan.dtype, device)
+        say("measuring this machine's ceilings and the overhead of a step ...")
+        fitted = fit_backend(backend, device)
         for batch_size in plan.batch_sizes:
             shape = Shape(batch_size, plan.prompt_len, plan.output_len)
             key = f"{name}-{plan.model}-{plan.dtype}-{shape.key}"
-            tokens = batch_size * plan.prompt_len
-            limits[key] = token_ceilings(backend.config, plan.dtype, device, tokens, overhead_s)
+            limits[key] = fitted.decode
             cases[key] = generation_case(
-                backend, shape, ceilings=limits[key], params={"weights": plan.weights}
+                backend,
+                shape,
+                ceilings=fitted.decode,
+                predicted=predict(backend.config, plan.dtype, shape, fitted.decode, fitted.prefill),
+                params={"weights": plan.weights},
             )
             traces[key] = _one_trace(backend, shape)
     samples = _samples(cases, stop, say)

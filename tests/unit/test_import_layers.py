@@ -26,8 +26,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("roofline", "decoding"),
     ("backends",),
     (
-        "journal", "recorder", "calibration", "bench", "cachecost", "cachebench", "omission",
-        "synchronization", "latency_tables", "measure", "doctor", "runner", "execute",
+        "journal", "recorder", "calibration", "bench", "fitting", "cachecost", "cachebench",
+        "omission", "synchronization", "latency_tables", "measure", "doctor", "runner", "execute",
         "report", "exercises", "pages", "cli", "__main__",
     ),
 ]  # fmt: skip
