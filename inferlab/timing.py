@@ -118,6 +118,8 @@ def interleave(
         if _finished(history, alive, stop):
             return
         for case in list(alive):
+            if time.monotonic() > deadline:
+                return
             if on_start:
                 on_start(case, -1)
             sample = execute(case, runs[case], -1 - warm)

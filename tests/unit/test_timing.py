@@ -108,8 +108,7 @@ def test_a_finished_block_is_not_touched():
 
 
 def test_a_passed_deadline_ends_the_rounds():
-    samples = list(interleave({"a": noisy()}, QUICK, deadline=0.0))
-    assert all(s.status == "warmup" for s in samples)
+    assert list(interleave({"a": noisy()}, QUICK, deadline=0.0)) == []
 
 
 def test_torch_memory_errors_are_recognized_by_name():
