@@ -13,7 +13,7 @@ import pandas as pd
 from inferlab.claims import Ledger, LedgerRow
 from inferlab.records import Record
 from inferlab.stats import Estimate
-from inferlab.units import GIB
+from inferlab.units import GIB, format_bytes
 
 HARNESS_BLOCK = "harness"  # its cases have the parameter `loop`: bare or bench
 SHOWN_METRICS = {
@@ -84,7 +84,7 @@ def machine_facts(records: Sequence[Record]) -> pd.DataFrame:
     cpu = machine.cpu
     memory = f"{cpu.memory_bytes / GIB:.0f} GiB" if cpu.memory_bytes else None
     caches = [
-        f"{name} {size / 2**20:g} MiB"
+        f"{name} {format_bytes(size, binary=True)}"
         for name, size in (("L1d", cpu.l1d_bytes), ("L2", cpu.l2_bytes), ("L3", cpu.l3_bytes))
         if size
     ]
