@@ -222,7 +222,11 @@ def test_a_table_of_another_shape(tmp_path, change, match):
     refused(folder, match)
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"not parquet" * 100, gzip.compress(b"x")])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PAR1", b"not parquet" * 100, gzip.compress(b"x")],
+    ids=["empty", "magic", "text", "gzip"],  # bytes as names would hold the time of compression
+)
 def test_a_file_that_is_no_parquet(tmp_path, content):
     folder = write_example(tmp_path)
     (folder / "samples.parquet").write_bytes(content)
