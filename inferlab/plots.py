@@ -213,10 +213,12 @@ def _ticks_at(ax: Axes, values: pd.Series) -> None:
 
 
 def plain_ticks(axis: mpl.axis.Axis) -> None:
-    """Plain numbers on a logarithmic axis: at 1, 2 and 5 of a decade, or evenly in a short one."""
+    """Plain numbers on a logarithmic axis: at 1, 2 and 5 of a decade; at 1 alone where there are
+    many decades; evenly where there is less than one."""
     low, high = sorted(axis.get_view_interval())
-    wide = low > 0 and high / low > 8
-    locator = mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)) if wide else mpl.ticker.MaxNLocator(5)
+    span = high / low if low > 0 else 1.0
+    subs = (1.0,) if span > 1000 else (1.0, 2.0, 5.0)
+    locator = mpl.ticker.LogLocator(subs=subs) if span > 8 else mpl.ticker.MaxNLocator(5)
     axis.set_major_locator(locator)
     axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.set_minor_formatter(mpl.ticker.NullFormatter())
