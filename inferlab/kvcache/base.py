@@ -32,6 +32,14 @@ class CacheShape:
         per_position = 2 * self.num_layers * self.batch_size * self.num_kv_heads * self.head_dim
         return per_position * self.capacity * dtype.itemsize
 
+    def check_room(self, end: int, kind: str) -> None:
+        """Refuse to write up to position `end` in a cache of this size, before anything is."""
+        if end > self.capacity:
+            raise CacheTooSmall(
+                f"position {end} is beyond the {kind} cache of {self.capacity}: "
+                "make it larger or the text shorter"
+            )
+
 
 class KVCache(Protocol):
     """Keys and values of the positions that a decoder has already read.

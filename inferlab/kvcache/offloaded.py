@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from inferlab.errors import UserError
-from inferlab.kvcache.base import CacheShape, CacheTooSmall
+from inferlab.kvcache.base import CacheShape
 
 
 class OffloadedCache:
@@ -59,11 +59,7 @@ class OffloadedCache:
         """Add [B, G, T, D] and return all positions on the GPU, views [B, G, S, D]."""
         start, new = self.length, keys.shape[2]
         end = start + new
-        if end > self.shape.capacity:
-            raise CacheTooSmall(
-                f"position {end} is beyond the offloaded cache of {self.shape.capacity}: "
-                "make it larger or the text shorter"
-            )
+        self.shape.check_room(end, "offloaded")
         if start:
             if layer == 0:
                 self._fetch(0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from inferlab.kvcache.base import CacheShape, CacheTooSmall
+from inferlab.kvcache.base import CacheShape
 
 
 class StaticCache:
@@ -40,11 +40,7 @@ class StaticCache:
         """Write [B, G, T, D] behind the stored positions; returns views [B, G, S, D]."""
         start, new = self.length, keys.shape[2]
         end = start + new
-        if end > self.shape.capacity:
-            raise CacheTooSmall(
-                f"position {end} is beyond the static cache of {self.shape.capacity}: "
-                "make it larger or the text shorter"
-            )
+        self.shape.check_room(end, "static")
         stored_keys, stored_values = self._keys[layer], self._values[layer]
         stored_keys.narrow(2, start, new).copy_(keys)
         stored_values.narrow(2, start, new).copy_(values)
