@@ -35,6 +35,11 @@ from inferlab.trace import Trace
 RUN_VARIABLE = "INFERLAB_RUN"  # set by `inferlab run`: where to write, until when
 
 
+def is_recorded_run() -> bool:
+    """Whether `inferlab run` is recording: a lab then takes its full depth, else a short one."""
+    return bool(os.environ.get(RUN_VARIABLE))
+
+
 class BudgetSpent(Exception):
     """The time budget of `inferlab run` is used up: what was measured is in the journal."""
 

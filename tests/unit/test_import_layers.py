@@ -21,9 +21,9 @@ LAYERS: list[tuple[str, ...]] = [
         "paths", "datafile", "trace", "metrics", "dialects", "hardware", "profiles", "workload",
         "notebook", "records", "claims", "cited",
     ),
-    ("timing", "kvcache"),
+    ("timing", "kvcache", "kernels", "quant"),
     ("models",),
-    ("roofline", "decoding"),
+    ("roofline", "decoding", "quality", "compression"),
     ("backends",),
     (
         "journal", "recorder", "calibration", "bench", "fitting", "cachecost", "cachebench",
@@ -40,8 +40,8 @@ ORDER = {name: (row, column) for row, names in enumerate(LAYERS)
          for column, name in enumerate(names)}  # fmt: skip
 TENSOR_LIBRARIES = {"torch", "transformers", "triton", "onnxruntime"}
 # Layer 1 and below, and these, must be importable without torch; probes time it on purpose.
-WITHOUT_TORCH = {"models.config", "models.cost", "roofline", "plots", "plot_style", "plot_latency",
-                 "latency_tables", "omission",
+WITHOUT_TORCH = {"models.config", "models.cost", "quant.formats", "roofline", "plots", "plot_style",
+                 "plot_latency", "latency_tables", "omission",
                  "report", "pages", "journal", "runner", "exercises", "cachecost"}  # fmt: skip
 MAY_IMPORT_TORCH = {"hardware.probes"}
 
