@@ -27,12 +27,12 @@ LAYERS: list[tuple[str, ...]] = [
     ("backends",),
     (
         "journal", "recorder", "calibration", "bench", "fitting", "cachecost", "cachebench",
-        "omission", "synchronization", "latency_tables", "measure", "doctor", "runner", "execute",
+        "quantcost", "quantbench", "omission", "synchronization", "latency_tables", "measure", "doctor", "runner", "execute",
         "report", "exercises", "pages", "cli", "__main__",
     ),
 ]  # fmt: skip
 # Figures know records and numbers, nothing that computes with tensors; only pages may use them.
-SIDE = ("plot_style", "plots", "plot_latency")
+SIDE = ("plot_style", "plots", "plot_latency", "plot_quant")
 SIDE_MAY_USE = {"errors", "units", "stats", "records", "cited"}
 MAY_USE_SIDE = {"pages"}
 
@@ -42,7 +42,8 @@ TENSOR_LIBRARIES = {"torch", "transformers", "triton", "onnxruntime"}
 # Layer 1 and below, and these, must be importable without torch; probes time it on purpose.
 WITHOUT_TORCH = {"models.config", "models.cost", "quant.formats", "roofline", "plots", "plot_style",
                  "plot_latency", "latency_tables", "omission",
-                 "report", "pages", "journal", "runner", "exercises", "cachecost"}  # fmt: skip
+                 "report", "pages", "journal", "runner", "exercises", "cachecost",
+                 "quantcost"}  # fmt: skip
 MAY_IMPORT_TORCH = {"hardware.probes"}
 
 
