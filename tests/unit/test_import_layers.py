@@ -27,7 +27,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("backends",),
     (
         "journal", "recorder", "calibration", "bench", "fitting", "cachecost", "cachebench",
-        "quantcost", "quantbench", "omission", "synchronization", "latency_tables", "measure", "doctor", "runner", "execute",
+        "quantcost", "quantbench", "quantquality",
+        "omission", "synchronization", "latency_tables", "measure", "doctor", "runner", "execute",
         "report", "exercises", "pages", "cli", "__main__",
     ),
 ]  # fmt: skip

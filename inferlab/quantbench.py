@@ -1,0 +1,233 @@
+"""How long does a decode step take with each way of multiplying by low-bit weights?
+
+Speed does not depend on the values of weights, keys or values: a cell (variant, batch size,
+context) is timed on a cache that is filled with a constant, without reading a prompt first.
+Chapter: chapters/10_quantization.md    Lab: labs/10_quantization.ipynb
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from inferlab import bench, quantcost
+from inferlab.backends.base import Backend, load_backend
+from inferlab.backends.torch import TorchBackend
+from inferlab.decoding.sampling import GREEDY, choose
+from inferlab.errors import UserError
+from inferlab.hardware.facts import describe_machine
+from inferlab.hardware.probes import synchronize
+from inferlab.kvcache import KVCache
+from inferlab.metrics import itl_s
+from inferlab.models.config import get_config
+from inferlab.models.cost import weight_bytes
+from inferlab.models.decoder import Decoder
+from inferlab.models.load import load_decoder
+from inferlab.models.placement import check_host_memory
+from inferlab.models.projections import projections, replace_weights
+from inferlab.quant.formats import get_format
+from inferlab.recorder import Case
+from inferlab.trace import Request, Trace
+from inferlab.workload import uniform_batch
+
+BASELINE = "bfloat16"
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A weight format and what multiplies by it; `format` None keeps the plain weights."""
+
+    format: str | None
+    kernel: str = "auto"
+    backend: str = "torch"
+
+
+VARIANTS: dict[str, Variant] = {
+    BASELINE: Variant(None),
+    "int8": Variant("int8"),
+    "int4-g32": Variant("int4-g32"),
+    "int8-naive": Variant("int8", "naive"),
+    "int4-naive": Variant("int4-g32", "naive"),
+    "int4-torchao": Variant("int4-g32", "torchao"),
+    "int4-genai": Variant("int4-g32", "genai", "onnx"),
+}
+OURS = (BASELINE, "int8", "int4-g32")  # kernels that read the codes and nothing else
+NAIVE = ("int8-naive", "int4-naive")
+PEERS = ("int4-torchao", "int4-genai")
+
+
+def open_variants(
+    model: str, dtype: str, device: str, weights: str, names: Iterable[str] = tuple(VARIANTS)
+) -> tuple[dict[str, Backend], dict[str, str]]:
+    """(what could be opened, why the others could not): one backend a variant.
+
+    Every variant has its own copy of the weights, head included, all in memory at once so that
+    they can be timed in turn. One that the device lacks, or that no longer fits, is left out.
+    """
+    opened: dict[str, Backend] = {}
+    skipped: dict[str, str] = {}
+    for name in names:
+        try:
+            _check_room(model, dtype, device, len(opened))
+            opened[name] = _open(VARIANTS[name], model, dtype, device, weights)
+        except UserError as error:
+            skipped[name] = str(error)
+    if BASELINE not in opened:
+        raise UserError(f"{model} in {dtype} cannot be opened on {device}: {skipped[BASELINE]}")
+    return opened, skipped
+
+
+def _open(variant: Variant, model: str, dtype: str, device: str, weights: str) -> Backend:
+    if variant.backend != "torch":
+        if weights != "real":
+            raise UserError(f"{variant.backend} takes real weights only; {model} has random ones")
+        return load_backend(variant.backend, model, dtype, device, precision="int4")
+    decoder = load_decoder(model, dtype, device, weights, pack=variant.format is None)
+    if variant.format:
+        replace_weights(decoder, get_format(variant.format), variant.kernel)
+    return TorchBackend(decoder, "static", weights=weights)
+
+
+def _check_room(model: str, dtype: str, device: str, num_open: int) -> None:
+    """Refuse another variant when a plain copy of the weights and its codes may not fit a GPU."""
+    machine = describe_machine(device)
+    if machine.accelerator is None:
+        return  # loading asks for the host's memory itself
+    needed = 1.8 * weight_bytes(get_config(model), dtype)
+    free, _ = torch.cuda.mem_get_info(device)
+    if num_open and needed > free:
+        raise UserError(f"no room on {device} for another copy of {model} beside {num_open} others")
+
+
+class FilledCaches:
+    """The cache of one shape at a time, full of a constant, lent to every variant in turn."""
+
+    def __init__(self) -> None:
+        self._key: tuple | None = None
+        self._cache: KVCache | None = None
+
+    def lend(self, decoder: Decoder, batch_size: int, context_len: int, steps: int) -> KVCache:
+        """A static cache that holds `context_len` positions and has room for `steps` more."""
+        config, capacity = decoder.config, context_len + steps
+        key = (config, decoder.dtype, decoder.device, batch_size, context_len, capacity)
+        if self._key != key:
+            self._key = self._cache = None  # let go of the old one first
+            shape = (batch_size, config.num_kv_heads, context_len, config.head_dim)
+            size = 2 * config.num_layers * batch_size * config.kv_size * capacity
+            check_host_memory(size * decoder.dtype.itemsize, "the cache of a cell", decoder.device)
+            cache = decoder.new_cache("static", batch_size, capacity)
+            constant = torch.full((1,), 0.01, dtype=decoder.dtype, device=decoder.device)
+            for layer in range(config.num_layers):
+                cache.update(layer, constant.expand(shape), constant.expand(shape))
+            self._key, self._cache = key, cache
+        self._cache.length = context_len
+        return self._cache
+
+
+def decode_trace(
+    decoder: Decoder, batch_size: int, context_len: int, steps: int, caches: FilledCaches
+) -> Trace:
+    """`steps` + 1 greedy decode steps of B sequences that hold `context_len` positions each.
+
+    The first one is the first token of the trace, so TPOT is the mean of the other `steps`.
+    """
+    device = decoder.device
+    cache = caches.lend(decoder, batch_size, context_len, steps + 1)
+    tokens = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
+    positions = torch.arange(context_len, context_len + steps + 1, device=device)[None]
+    events = []
+    with torch.inference_mode():
+        synchronize(device)
+        start = time.perf_counter()
+        for step in range(steps + 1):
+            logits = decoder(tokens, cache, positions[:, step : step + 1])
+            tokens = choose(logits, GREEDY, None)[:, None]
+            synchronize(device)
+            events.append((time.perf_counter() - start, 1))
+    return Trace(
+        tuple(Request(f"r{i:04d}", 0.0, 0.0, context_len, tuple(events)) for i in range(batch_size))
+    )
+
+
+def step_metrics(trace: Trace) -> dict[str, float]:
+    """TPOT, output throughput and the fastest step of a trace; no TTFT: no prompt was read."""
+    metrics = bench.trace_metrics(trace)
+    gaps = [gap for request in trace.requests for gap in itl_s(request)]
+    # Other load only ever adds time, so bands are judged on the fastest step.
+    found = {"tpot_s": metrics["tpot_s"], "fastest_step_s": min(gaps)}
+    return {**found, "output_tok_per_s": len(trace.requests) / metrics["tpot_s"]}
+
+
+def cell_case(
+    variant: str,
+    backend: Backend,
+    batch_size: int,
+    context_len: int,
+    steps: int,
+    caches: FilledCaches,
+    laws: Mapping[str, quantcost.KernelLaw] | None = None,
+    rest: quantcost.RestLaw | None = None,
+) -> Case:
+    """A case of one cell: decode steps of a variant, predicted where its products were timed.
+
+    A backend that is not ours reads a real prompt of `context_len` tokens and writes on.
+    """
+    decoder = getattr(backend, "decoder", None)
+    if decoder is None:
+        workload = functools.cache(
+            lambda: uniform_batch(backend.config.vocab_size, batch_size, context_len, steps + 1)
+        )
+
+    def run() -> dict[str, float]:
+        if decoder is None:
+            return step_metrics(backend.run(workload()).trace)
+        return step_metrics(decode_trace(decoder, batch_size, context_len, steps, caches))
+
+    predicted = {}
+    if decoder is not None and laws and rest and variant in laws:
+        products_s = laws[variant].seconds(batch_size)
+        rest_s = rest.seconds(batch_size, context_len)
+        # one token a sequence and step
+        predicted = {
+            "tpot_s": products_s + rest_s, "products_s": products_s, "rest_s": rest_s,
+            "output_tok_per_s": batch_size / (products_s + rest_s),
+        }  # fmt: skip
+    params = {
+        **_described(variant, backend), "batch_size": batch_size, "context_len": context_len,
+        "output_len": steps + 1,
+    }  # fmt: skip
+    return Case(run, params, predicted)
+
+
+def products_case(variant: str, decoder: Decoder, rows: int) -> Case:
+    """All products with weights of one step of `rows` rows, in order, and nothing else."""
+    layers = [module for _, module in projections(decoder)]
+    inputs = {
+        size: torch.randn(rows, size, device=decoder.device).to(decoder.dtype)
+        for size in {layer.in_features for layer in layers}
+    }
+
+    def run() -> dict[str, float]:
+        with torch.inference_mode():
+            synchronize(decoder.device)
+            start = time.perf_counter()
+            for layer in layers:
+                layer(inputs[layer.in_features])
+            synchronize(decoder.device)
+        return {"products_s": time.perf_counter() - start}
+
+    params = {"model": decoder.config.name, "variant": variant, "rows": rows, "phase": "products"}
+    return Case(run, params)
+
+
+def _described(variant: str, backend: Backend) -> dict[str, Any]:
+    known = VARIANTS[variant]
+    return {
+        "variant": variant, "format": known.format or BASELINE, "kernel": known.kernel,
+        "backend": backend.name, "model": backend.config.name, "dtype": backend.dtype,
+    }  # fmt: skip
