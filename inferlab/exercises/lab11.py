@@ -114,7 +114,7 @@ def check_smoothing(answer: float | None) -> str:
 
 
 def codes_left(outlier_ratio: float = OUTLIER_RATIO) -> int:
-    """Different int8 codes (-127..127) that a channel uses whose range is 1/ratio of the largest."""
+    """int8 codes (-127..127) that a channel uses whose range is 1/ratio of the largest one."""
     return 2 * round(127 / outlier_ratio) + 1
 
 
