@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from inferlab.errors import UserError
+from inferlab.models.cachefolder import cache_root
 from inferlab.models.config import ModelConfig, get_config
 from inferlab.models.cost import weight_bytes
 from inferlab.models.decoder import Decoder
 from inferlab.models.placement import check_host_memory, torch_device, torch_dtype
-from inferlab.models.store import cache_root, ensure_model, find_model, model_sha256
+from inferlab.models.store import ensure_model, find_model, model_sha256
 from inferlab.models.weights import RandomWeights, SafetensorsWeights
 
 __all__ = [

@@ -87,12 +87,12 @@ def test_disk_full_when_the_model_is_made(book):
     code = """
 import shutil, sys, types
 from pathlib import Path
-from inferlab.models import fetch, store
+from inferlab.models import cachefolder, fetch
 def fetching(config, folder, tell):
     (folder / "model.safetensors").write_bytes(bytes(2**20))
 fetch.from_package = fetching
 if sys.argv[1] == "meanwhile":
-    store.shutil = types.SimpleNamespace(
+    cachefolder.shutil = types.SimpleNamespace(
         rmtree=shutil.rmtree, disk_usage=lambda _: types.SimpleNamespace(free=1e12))
 from inferlab.models.load import main
 sys.exit(main([]))

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from inferlab.errors import UserError
-from inferlab.models import fetch, load, store
+from inferlab.models import cachefolder, fetch, load, store
 from inferlab.models.config import HubSource, PackageSource, get_config
 
 
@@ -41,7 +41,7 @@ def test_a_model_is_made_once_and_told_about(cache):
 
 def test_hashes_are_computed_again_only_when_a_file_changed(cache, monkeypatch):
     folder = store.ensure_model("smollm2-135m", lambda _: None)
-    monkeypatch.setattr(store, "sha256_file", lambda path: pytest.fail("hashed again"))
+    monkeypatch.setattr(cachefolder, "sha256_file", lambda path: pytest.fail("hashed again"))
     assert store.find_model("smollm2-135m") == folder
     monkeypatch.undo()
     monkeypatch.setenv("INFERLAB_CACHE", str(cache))
@@ -58,7 +58,7 @@ def test_hashes_are_computed_again_only_when_a_file_changed(cache, monkeypatch):
 @pytest.mark.parametrize("harm", ["no record", "bad record", "newer schema", "path", "no weights"])
 def test_a_half_written_folder_is_named(cache, harm):
     folder = store.ensure_model("smollm2-135m", lambda _: None)
-    record = folder / store.SOURCE_FILE
+    record = folder / cachefolder.SOURCE_FILE
     content = json.loads(record.read_text())
     if harm == "no record":
         record.unlink()
@@ -97,7 +97,7 @@ def test_what_a_killed_run_left_is_cleared_away(cache):
 
 def test_too_little_room_is_said_beforehand(cache, monkeypatch):
     usage = type("Usage", (), {"free": 10**6})
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(cachefolder.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match="needs 350 MB .* 1.00 MB free"):
         store.ensure_model("smollm2-135m", lambda _: None)
 
@@ -107,7 +107,7 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setenv("INFERLAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(store.Path, "mkdir", refuse)
+    monkeypatch.setattr(cachefolder.Path, "mkdir", refuse)
     with pytest.raises(UserError, match="cannot read or write .*set INFERLAB_CACHE"):
         store.ensure_model("smollm2-135m", lambda _: None)
 
