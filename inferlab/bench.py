@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,9 @@ from inferlab.metrics import tpot_s, ttft_s
 from inferlab.models.config import ModelConfig
 from inferlab.models.cost import decode_cost, dtype_bytes, prefill_cost
 from inferlab.models.decoder import Decoder
-from inferlab.models.layers import Projection
 from inferlab.models.placement import check_host_memory
+from inferlab.models.projections import projections
+from inferlab.quant.formats import WeightFormat
 from inferlab.recorder import Case
 from inferlab.timing import Run
 from inferlab.trace import Trace
@@ -65,12 +66,13 @@ def generation_run(
     backend: Backend, workload: Workload, shape: Shape, ceilings: roofline.Ceilings | None
 ) -> Run:
     """A callable that generates `workload` once and returns its metrics, MBU with `ceilings`."""
+    quantization = quantized_weights(backend)
 
     def run() -> dict[str, float]:
         metrics = trace_metrics(backend.run(workload).trace)
         if ceilings and "tpot_s" in metrics:
             metrics["mbu_ratio"] = mbu_ratio(
-                backend.config, backend.dtype, shape, metrics["tpot_s"], ceilings
+                backend.config, backend.dtype, shape, metrics["tpot_s"], ceilings, *quantization
             )
         return metrics
 
@@ -83,30 +85,56 @@ def predict(
     shape: Shape,
     ceilings: roofline.Ceilings,
     prefill: roofline.Ceilings | None = None,
+    weight_format: WeightFormat | None = None,
+    keep: Sequence[str] = (),
 ) -> dict[str, float]:
     """Expected TTFT, TPOT, output throughput and MBU of `shape`, nothing queued; and its floors.
 
     `prefill` holds the ceilings and overheads of the prefill where they differ from decode's.
+    With `weight_format` the weights are read at its width and multiplied at the same rates: what a
+    perfect kernel would do. `inferlab.kernelfit` predicts what a real one does.
     """
     first = prefill or ceilings
-    ttft = roofline.predict_ttft_s(config, dtype, shape.batch_size, shape.prompt_len, first)
+    how = (weight_format, keep)
+    ttft = roofline.predict_ttft_s(config, dtype, shape.batch_size, shape.prompt_len, first, *how)
     tpot = roofline.predict_tpot_s(
-        config, dtype, shape.batch_size, shape.mean_context_len, ceilings
+        config, dtype, shape.batch_size, shape.mean_context_len, ceilings, *how
     )
-    wall_s = ttft + (shape.output_len - 1) * tpot
-    found = {"ttft_s": ttft, "output_tok_per_s": shape.batch_size * shape.output_len / wall_s}
+    return expected_metrics(config, dtype, shape, ttft, tpot, ceilings, *how)
+
+
+def expected_metrics(
+    config: ModelConfig,
+    dtype: str,
+    shape: Shape,
+    ttft_s: float,
+    tpot_s: float,
+    ceilings: roofline.Ceilings,
+    weight_format: WeightFormat | None = None,
+    keep: Sequence[str] = (),
+) -> dict[str, float]:
+    """All metrics of `shape` that follow from an expected TTFT and TPOT; and its floors."""
+    how = (weight_format, keep)
+    wall_s = ttft_s + (shape.output_len - 1) * tpot_s
+    found = {"ttft_s": ttft_s, "output_tok_per_s": shape.batch_size * shape.output_len / wall_s}
     if shape.output_len > 1:  # a single token has no TPOT
-        found["tpot_s"] = tpot
-        found["mbu_ratio"] = mbu_ratio(config, dtype, shape, tpot, ceilings)
-    return {**found, **floors(config, dtype, shape, ceilings)}
+        found["tpot_s"] = tpot_s
+        found["mbu_ratio"] = mbu_ratio(config, dtype, shape, tpot_s, ceilings, *how)
+    return {**found, **floors(config, dtype, shape, ceilings, *how)}
 
 
 def floors(
-    config: ModelConfig, dtype: str, shape: Shape, ceilings: roofline.Ceilings
+    config: ModelConfig,
+    dtype: str,
+    shape: Shape,
+    ceilings: roofline.Ceilings,
+    weight_format: WeightFormat | None = None,
+    keep: Sequence[str] = (),
 ) -> dict[str, float]:
     """Seconds that reading and computing need at least, for the prefill and for a decode step."""
-    prefill = prefill_cost(config, dtype, shape.batch_size, shape.prompt_len)
-    decode = decode_cost(config, dtype, shape.batch_size, shape.mean_context_len)
+    how = (weight_format, keep)
+    prefill = prefill_cost(config, dtype, shape.batch_size, shape.prompt_len, *how)
+    decode = decode_cost(config, dtype, shape.batch_size, shape.mean_context_len, *how)
     return {
         "prefill_memory_s": roofline.memory_s(prefill, ceilings),
         "prefill_compute_s": roofline.compute_s(prefill, ceilings),
@@ -116,11 +144,26 @@ def floors(
 
 
 def mbu_ratio(
-    config: ModelConfig, dtype: str, shape: Shape, seconds: float, ceilings: roofline.Ceilings
+    config: ModelConfig,
+    dtype: str,
+    shape: Shape,
+    seconds: float,
+    ceilings: roofline.Ceilings,
+    weight_format: WeightFormat | None = None,
+    keep: Sequence[str] = (),
 ) -> float:
-    """Model bandwidth utilization of decode steps that took `seconds` each."""
-    cost = decode_cost(config, dtype, shape.batch_size, shape.mean_context_len)
+    """Model bandwidth utilization of decode steps that took `seconds` each.
+
+    Quantized weights count with the bytes that their codes and scales take: fewer must move.
+    """
+    cost = decode_cost(config, dtype, shape.batch_size, shape.mean_context_len, weight_format, keep)
     return roofline.mbu_ratio(cost, seconds, ceilings)
+
+
+def quantized_weights(backend: Backend) -> tuple[WeightFormat | None, tuple[str, ...]]:
+    """Weight format of `backend` and the projections that it keeps unquantized; (None, ())."""
+    format = getattr(backend, "weight_format", None)
+    return format, (backend.kept if format else ())
 
 
 def shaped_batch(backend: Backend, shape: Shape, seed: int = 0) -> Workload:
@@ -162,6 +205,7 @@ def generation_case(
     def run() -> dict[str, float]:
         return generation_run(backend, workload(), shape, ceilings)()
 
+    format, keep = quantized_weights(backend)
     described = {
         "backend": backend.name,
         "model": backend.config.name,
@@ -169,20 +213,25 @@ def generation_case(
         "batch_size": shape.batch_size,
         "prompt_len": shape.prompt_len,
         "output_len": shape.output_len,
+        **({"format": format.name} if format else {}),
         **(params or {}),
     }
     if predicted is None:
-        predicted = predict(backend.config, backend.dtype, shape, ceilings) if ceilings else {}
+        predicted = {}
+        if ceilings:
+            predicted = predict(backend.config, backend.dtype, shape, ceilings, None, format, keep)
     return Case(run, described, predicted)
 
 
-def projection_run(decoder: Decoder, num_tokens: int) -> Run:
+def projection_run(decoder: Decoder, num_tokens: int, part: str = "all") -> Run:
     """A callable that does the matrix products of one step of `num_tokens` rows and nothing else.
 
     Every product with weights runs once, in the order of the layers, on random rows: the part of a
     step that the roofline speaks of, without attention, norms and launches of small kernels.
+    `part` is all, layers (without the head) or head.
     """
-    layers = [module for module in decoder.modules() if isinstance(module, Projection)]
+    wanted = {"all": (True, True), "layers": (True, False), "head": (False, True)}[part]
+    layers = [module for name, module in projections(decoder) if wanted[name == "head"]]
     rows = {
         size: torch.randn(num_tokens, size, device=decoder.device).to(decoder.dtype)
         for size in {layer.in_features for layer in layers}

@@ -9,7 +9,7 @@ import statistics
 from dataclasses import dataclass
 
 from inferlab.backends.base import Backend, load_backend
-from inferlab.bench import Shape, trace_metrics
+from inferlab.bench import Shape, quantized_weights, trace_metrics
 from inferlab.calibration import quick_ceilings
 from inferlab.models.config import ModelConfig
 from inferlab.models.cost import decode_cost, prefill_cost
@@ -19,6 +19,7 @@ from inferlab.workload import uniform_batch
 ROUNDS = 3
 OUTPUT_LEN = 9
 _FITS: dict[tuple, Fitted] = {}  # one fit a process: it takes seconds
+_MEASURED: dict[tuple, dict[Shape, dict[str, float]]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def fit_backend(backend: Backend, device: str) -> Fitted:
 
     The medians of three rounds after a warm-up; least squares of the relative error.
     """
-    key = (backend.name, backend.config, backend.dtype, device)
+    key = _key(backend, device)
     if key not in _FITS:
         _FITS[key] = _fit(backend, device)
     return _FITS[key]
@@ -56,19 +57,35 @@ def fit_model(backend_name: str, config: ModelConfig, dtype: str, device: str) -
     return _FITS[key]
 
 
+def measured_shapes(backend: Backend, device: str) -> dict[Shape, dict[str, float]]:
+    """Median TTFT and TPOT of `backend` at the shapes that fits use; measured once in a process."""
+    key = _key(backend, device)
+    if key not in _MEASURED:
+        shapes = fit_shapes(backend.config, device)
+        _MEASURED[key] = {shape: _median_metrics(backend, shape) for shape in shapes}
+    return _MEASURED[key]
+
+
+def _key(backend: Backend, device: str) -> tuple:
+    """What the speed of a backend depends on; quantized weights also on their kernel."""
+    plain = (backend.name, backend.config, backend.dtype, device)
+    format, keep = quantized_weights(backend)
+    return (*plain, format, keep, backend.kernel) if format else plain
+
+
 def _fit(backend: Backend, device: str) -> Fitted:
     config, dtype = backend.config, backend.dtype
-    shapes = fit_shapes(config, device)
+    how = quantized_weights(backend)
     limits = quick_ceilings(config, dtype, device)
-    measured = [_median_metrics(backend, shape) for shape in shapes]
+    shapes, measured = zip(*measured_shapes(backend, device).items(), strict=True)
     prefill = fit_overhead(
-        [prefill_cost(config, dtype, s.batch_size, s.prompt_len) for s in shapes],
+        [prefill_cost(config, dtype, s.batch_size, s.prompt_len, *how) for s in shapes],
         [s.batch_size * s.prompt_len for s in shapes],
         [metrics["ttft_s"] for metrics in measured],
         limits,
     )
     decode = fit_overhead(
-        [decode_cost(config, dtype, s.batch_size, s.mean_context_len) for s in shapes],
+        [decode_cost(config, dtype, s.batch_size, s.mean_context_len, *how) for s in shapes],
         [s.batch_size for s in shapes],
         [metrics["tpot_s"] for metrics in measured],
         limits,

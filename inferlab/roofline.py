@@ -17,6 +17,7 @@ from scipy.optimize import nnls
 from inferlab.errors import UserError
 from inferlab.models.config import ModelConfig
 from inferlab.models.cost import StepCost, decode_cost, prefill_cost
+from inferlab.quant.formats import WeightFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,35 +69,104 @@ def predict_s(cost: StepCost, ceilings: Ceilings, num_tokens: int = 1) -> float:
 
 
 def predict_tpot_s(
-    config: ModelConfig, dtype: str, batch_size: int, context_len: int, ceilings: Ceilings
+    config: ModelConfig,
+    dtype: str,
+    batch_size: int,
+    context_len: int,
+    ceilings: Ceilings,
+    weight_format: WeightFormat | None = None,
+    keep: Sequence[str] = (),
 ) -> float:
     """Expected seconds of one decode step of `batch_size` rows at `context_len` tokens."""
-    return predict_s(decode_cost(config, dtype, batch_size, context_len), ceilings, batch_size)
+    cost = decode_cost(config, dtype, batch_size, context_len, weight_format, keep)
+    return predict_s(cost, ceilings, batch_size)
 
 
 def predict_ttft_s(
-    config: ModelConfig, dtype: str, batch_size: int, prompt_len: int, ceilings: Ceilings
+    config: ModelConfig,
+    dtype: str,
+    batch_size: int,
+    prompt_len: int,
+    ceilings: Ceilings,
+    weight_format: WeightFormat | None = None,
+    keep: Sequence[str] = (),
 ) -> float:
     """Expected seconds from prompt to first token, nothing queued."""
-    cost = prefill_cost(config, dtype, batch_size, prompt_len)
+    cost = prefill_cost(config, dtype, batch_size, prompt_len, weight_format, keep)
     return predict_s(cost, ceilings, batch_size * prompt_len)
 
 
 def ridge_batch_size(
-    config: ModelConfig, dtype: str, ceilings: Ceilings, context_len: int = 1
+    config: ModelConfig,
+    dtype: str,
+    ceilings: Ceilings,
+    context_len: int = 1,
+    weight_format: WeightFormat | None = None,
 ) -> float:
     """Batch size at which a decode step turns from bandwidth- to compute-bound; inf if never.
 
     Both times are straight lines in the batch size B: memory = (W + B·kv) / bandwidth and
     compute = B·f / peak. They cross at W / (f·bandwidth/peak − kv).
     """
-    one = decode_cost(config, dtype, 1, context_len)
-    two = decode_cost(config, dtype, 2, context_len)
+    one = decode_cost(config, dtype, 1, context_len, weight_format)
+    two = decode_cost(config, dtype, 2, context_len, weight_format)
     per_row_bytes = two.bytes - one.bytes
     shared_bytes = one.bytes - per_row_bytes
     per_row_flops = two.flops - one.flops
     slope = per_row_flops / ceilings.ridge_flops_per_byte - per_row_bytes
     return shared_bytes / slope if slope > 0 else float("inf")
+
+
+def crossover_batch_size(
+    config: ModelConfig,
+    dtype: str,
+    weight_format: WeightFormat,
+    ceilings_baseline: Ceilings,
+    ceilings_variant: Ceilings,
+    context_len: int = 1,
+    keep: Sequence[str] = (),
+) -> float:
+    """Batch size from which quantized weights no longer speed up a decode step.
+
+    The baseline reads its weights in `dtype`; the variant reads fewer bytes, but its kernel has
+    ceilings of its own: a low-bit kernel streams and multiplies at other rates. Both steps are
+    `predict_s`. 1.0 when the variant is not faster even at one row, inf when it always is.
+    """
+    baseline = _decode_lines(config, dtype, None, ceilings_baseline, context_len, ())
+    variant = _decode_lines(config, dtype, weight_format, ceilings_variant, context_len, keep)
+    # Both times are the upper edge of two straight lines: they can only meet where lines cross.
+    meetings = [1.0]
+    for at_zero, slope in variant:
+        for other_at_zero, other_slope in baseline:
+            if slope != other_slope:
+                meetings.append((other_at_zero - at_zero) / (slope - other_slope))
+    tolerance = 1e-9
+    for batch_size in sorted(b for b in meetings if b >= 1):
+        variant_s = max(at_zero + slope * batch_size for at_zero, slope in variant)
+        baseline_s = max(at_zero + slope * batch_size for at_zero, slope in baseline)
+        if variant_s >= baseline_s * (1 - tolerance):
+            return batch_size
+    return float("inf")
+
+
+def _decode_lines(
+    config: ModelConfig,
+    dtype: str,
+    weight_format: WeightFormat | None,
+    ceilings: Ceilings,
+    context_len: int,
+    keep: Sequence[str],
+) -> list[tuple[float, float]]:
+    """Predicted seconds of a decode step as (at B = 0, per row): reading and computing."""
+    lines = []
+    for seconds in (memory_s, compute_s):
+        one, two = (
+            seconds(decode_cost(config, dtype, b, context_len, weight_format, keep), ceilings)
+            for b in (1, 2)
+        )
+        slope = two - one
+        lines.append((one - slope + ceilings.overhead_s, slope + ceilings.token_overhead_s))
+    return lines
 
 
 def mbu_ratio(cost: StepCost, seconds: float, ceilings: Ceilings) -> float:

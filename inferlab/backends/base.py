@@ -55,8 +55,9 @@ def load_backend(
     """The backend called `name` with `model` loaded.
 
     `model` is a preset's name or a ModelConfig. Options of hf and torch: `weights` (real, random);
-    of torch alone: `cache` (none, dynamic, static, offloaded), `pack`. Raises UserError that lists
-    what exists when a name or an option is unknown.
+    of torch alone: `cache` (none, dynamic, static, offloaded), `pack`, `quant` (a weight format,
+    with `kernel` and `keep`). Raises UserError that lists what exists when a name or an option is
+    unknown.
     """
     if name not in BACKENDS:
         raise UserError(f"unknown backend {str(name)[:40]!r}; known: {', '.join(BACKENDS)}")

@@ -6,6 +6,7 @@ Chapter: chapters/20_kv_cache.md    Lab: labs/20_kv_cache.ipynb
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -24,11 +25,16 @@ from inferlab.models.config import ModelConfig
 from inferlab.models.decoder import Decoder
 from inferlab.models.load import load_decoder
 from inferlab.models.placement import check_host_memory, dtype_name
+from inferlab.models.projections import projections, replace_weights, weights_of
+from inferlab.quant.formats import get_format
 from inferlab.workload import Workload
 
 
 class TorchBackend:
     """Our decoder and one kind of cache; a batch is prefilled together, then decoded in step.
+
+    `weight_format` is that of quantized weights (None: plain ones), `kept` names the projections
+    that stayed plain beside them.
 
     The cache is allocated before the clock starts and kept for the next run of the same size.
     """
@@ -48,8 +54,15 @@ class TorchBackend:
         self.cache = cache
         self.sampling = sampling
         self.weights = weights
+        self.weight_format, self.kept = weights_of(decoder)
         self._store: KVCache | None = None
         self._store_key: tuple[int, int] | None = None
+
+    @property
+    def kernel(self) -> str:
+        """Class of the modules that do the products: kernels differ in speed, not in format."""
+        kinds = {type(module).__name__ for _, module in projections(self.decoder)}
+        return "+".join(sorted(kinds))
 
     @property
     def device(self) -> torch.device:
@@ -85,6 +98,7 @@ class TorchBackend:
             "weights": self.weights,
             "dtype": self.dtype,
             "device": device.type,
+            **({"format": self.weight_format.name} if self.weight_format else {}),
             "cache": self.cache,
             "cache_bytes": store.num_bytes(),
         }
@@ -121,9 +135,19 @@ def load(
     sampling: Sampling = GREEDY,
     pack: bool = True,
     seed: int = 0,
+    quant: str | None = None,
+    kernel: str = "auto",
+    keep: Sequence[str] = (),
 ) -> TorchBackend:
-    """Load the decoder; `seed` is that of random weights."""
+    """Load the decoder; `seed` is that of random weights.
+
+    `quant` names a weight format: weights are rounded to nearest and multiplied by with `kernel`
+    (see `quant.linear.make_linear`), those that `keep` names stay plain.
+    """
     if cache not in CACHES:
         raise UserError(f"unknown cache {str(cache)[:40]!r}; known: {', '.join(CACHES)}")
-    decoder = load_decoder(model, dtype, device, weights, seed=seed, pack=pack)
+    format = get_format(quant) if quant else None  # before seconds are spent on loading
+    decoder = load_decoder(model, dtype, device, weights, seed=seed, pack=pack and not quant)
+    if format:
+        replace_weights(decoder, format, kernel, keep)
     return TorchBackend(decoder, cache, sampling, weights)

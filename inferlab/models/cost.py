@@ -4,16 +4,19 @@ Pure arithmetic over a ModelConfig, without torch. Letters: B sequences, T promp
 positions attended to, H hidden size, I intermediate size, L layers, V vocabulary. A matrix product
 of [m, k] and [k, n] counts 2 m k n FLOPs; norms, RoPE, softmax and additions are not counted
 (under 1 % of the matrix products at these shapes), nor are the bytes of activations, nor the B
-embedding rows that a step looks up.
+embedding rows that a step looks up. Weights may be quantized: their bytes then come from a
+WeightFormat, and whatever `keep` names stays in `dtype`, as do norms, biases and the KV cache.
 Chapter: chapters/02_roofline.md    Lab: labs/02_roofline.ipynb
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from inferlab.errors import UserError
 from inferlab.models.config import ModelConfig
+from inferlab.quant.formats import WeightFormat
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -69,18 +72,72 @@ def num_parameters(config: ModelConfig) -> int:
     return config.num_layers * layer_params(config) + config.hidden_size + tables
 
 
-def weight_bytes(config: ModelConfig, dtype: str) -> int:
-    """Bytes of all weights in memory, a tied table counted once."""
-    return num_parameters(config) * dtype_bytes(dtype)
+def layer_projections(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(outputs N, inputs K) of each product with weights in a layer, in the decoder's names."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    return {
+        "attention.qkv": (config.qkv_size, hidden),
+        "attention.out": (hidden, config.q_size),
+        "mlp.gate_up": (2 * inner, hidden),
+        "mlp.down": (hidden, inner),
+    }
 
 
-def weight_read_bytes(config: ModelConfig, dtype: str) -> int:
+def is_kept(name: str, keep: Sequence[str]) -> bool:
+    """Whether `keep` names projection `name`: whole, by its end ("mlp.down") or its beginning
+    ("layers.0")."""
+    return any(
+        name == word or name.endswith(f".{word}") or name.startswith(f"{word}.") for word in keep
+    )
+
+
+def weight_bytes(
+    config: ModelConfig,
+    dtype: str,
+    weight_format: WeightFormat | None = None,
+    keep: Sequence[str] = (),
+) -> float:
+    """Bytes of all weights in memory, a tied table counted once.
+
+    A quantized head is a matrix of its own: the embedding table stays beside it in `dtype`.
+    """
+    plain = num_parameters(config)
+    if weight_format and config.tie_embeddings and not is_kept("head", keep):
+        plain += head_params(config)
+    return plain * dtype_bytes(dtype) - _saved_bytes(config, dtype, weight_format, keep)
+
+
+def weight_read_bytes(
+    config: ModelConfig,
+    dtype: str,
+    weight_format: WeightFormat | None = None,
+    keep: Sequence[str] = (),
+) -> float:
     """Weight bytes that one forward pass reads: every layer, the final norm and the head once.
 
     An untied embedding table is not read, but for the rows of the tokens (left out).
     """
     params = config.num_layers * layer_params(config) + config.hidden_size + head_params(config)
-    return params * dtype_bytes(dtype)
+    return params * dtype_bytes(dtype) - _saved_bytes(config, dtype, weight_format, keep)
+
+
+def _saved_bytes(
+    config: ModelConfig, dtype: str, weight_format: WeightFormat | None, keep: Sequence[str]
+) -> float:
+    """Bytes by which `weight_format` is smaller than `dtype`, over all projections but the kept."""
+    if weight_format is None:
+        return 0
+    matrices = {
+        f"layers.{index}.{part}": shape
+        for part, shape in layer_projections(config).items()
+        for index in range(config.num_layers)
+    }
+    matrices["head"] = (config.vocab_size, config.hidden_size)
+    return sum(
+        n * k * dtype_bytes(dtype) - weight_format.matrix_bytes(n, k)
+        for name, (n, k) in matrices.items()
+        if not is_kept(name, keep)
+    )
 
 
 def kv_bytes_per_token(config: ModelConfig, dtype: str) -> int:
@@ -93,7 +150,14 @@ def kv_cache_bytes(config: ModelConfig, dtype: str, batch_size: int, context_len
     return batch_size * context_len * kv_bytes_per_token(config, dtype)
 
 
-def decode_cost(config: ModelConfig, dtype: str, batch_size: int, context_len: int) -> StepCost:
+def decode_cost(
+    config: ModelConfig,
+    dtype: str,
+    batch_size: int,
+    context_len: int,
+    weight_format: WeightFormat | None = None,
+    keep: Sequence[str] = (),
+) -> StepCost:
     """Cost of one decode step of B sequences that attend to S = `context_len` positions each.
 
     `context_len` counts the new token. FLOPs: 2 B (L layer weights + V H) for the products with
@@ -105,14 +169,21 @@ def decode_cost(config: ModelConfig, dtype: str, batch_size: int, context_len: i
     attention = 4 * context_len * config.q_size * config.num_layers
     per_token = kv_bytes_per_token(config, dtype)
     return StepCost(
-        weight_bytes=weight_read_bytes(config, dtype),
+        weight_bytes=weight_read_bytes(config, dtype, weight_format, keep),
         kv_read_bytes=batch_size * context_len * per_token,
         kv_write_bytes=batch_size * per_token,
         flops=batch_size * (2 * matmul + attention),
     )
 
 
-def prefill_cost(config: ModelConfig, dtype: str, batch_size: int, prompt_len: int) -> StepCost:
+def prefill_cost(
+    config: ModelConfig,
+    dtype: str,
+    batch_size: int,
+    prompt_len: int,
+    weight_format: WeightFormat | None = None,
+    keep: Sequence[str] = (),
+) -> StepCost:
     """Cost of reading B prompts of T tokens in one pass, with logits of the last token only.
 
     FLOPs: 2 B T L (layer weights) + 2 B V H for the head of the last token, and causal attention
@@ -125,7 +196,7 @@ def prefill_cost(config: ModelConfig, dtype: str, batch_size: int, prompt_len: i
     attention = 2 * prompt_len * (prompt_len + 1) * config.q_size * config.num_layers
     kv_bytes = kv_cache_bytes(config, dtype, batch_size, prompt_len)
     return StepCost(
-        weight_bytes=weight_read_bytes(config, dtype),
+        weight_bytes=weight_read_bytes(config, dtype, weight_format, keep),
         kv_read_bytes=kv_bytes,
         kv_write_bytes=kv_bytes,
         flops=batch_size * (2 * matmul + attention),

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from inferlab.errors import UserError
+from inferlab.models.cost import is_kept
 from inferlab.models.decoder import Decoder
 from inferlab.models.layers import Projection, can_pack
 from inferlab.quant.formats import WeightFormat
@@ -29,6 +30,21 @@ def projections(decoder: Decoder) -> Iterator[tuple[str, nn.Module]]:
             name = f"layers.{index}.{part}"
             yield name, decoder.get_submodule(name)
     yield "head", decoder.head
+
+
+def weights_of(decoder: Decoder) -> tuple[WeightFormat | None, tuple[str, ...]]:
+    """(format of the quantized projections, names of those that are not); (None, ()) if none is.
+
+    Raises UserError when the decoder mixes formats: no single one describes it.
+    """
+    found = {name: getattr(module, "format", None) for name, module in projections(decoder)}
+    formats = {format for format in found.values() if isinstance(format, WeightFormat)}
+    if not formats:
+        return None, ()
+    if len(formats) > 1:
+        names = ", ".join(sorted(format.name for format in formats))
+        raise UserError(f"the decoder mixes the weight formats {names}: use one and keep=...")
+    return formats.pop(), tuple(name for name, format in found.items() if format is None)
 
 
 def replace_projection(decoder: Decoder, name: str, module: nn.Module) -> None:
@@ -68,9 +84,9 @@ def replace_weights(
     quantizer = quantizer or (lambda _name, weight, format: quantize(weight, format))
     found = list(projections(decoder))
     for word in keep:
-        if not any(_is_kept(name, (word,)) for name, _ in found):
+        if not any(is_kept(name, (word,)) for name, _ in found):
             raise UserError(f"keep={str(word)[:40]!r} names no projection; known: {_known()}")
-    chosen = [(name, module) for name, module in found if not _is_kept(name, keep)]
+    chosen = [(name, module) for name, module in found if not is_kept(name, keep)]
     for name, module in chosen:
         format.num_groups(plain_weight(name, module).shape[1])
     made: dict[str, nn.Module] = {}
@@ -90,12 +106,6 @@ def pack_plain(decoder: Decoder) -> None:
     for _, module in projections(decoder):
         if isinstance(module, Projection) and module._packed is None:
             module.pack()
-
-
-def _is_kept(name: str, keep: Sequence[str]) -> bool:
-    return any(
-        name == word or name.endswith(f".{word}") or name.startswith(f"{word}.") for word in keep
-    )
 
 
 def _known() -> str:
