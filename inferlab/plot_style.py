@@ -50,12 +50,35 @@ STYLES: dict[str, Style] = {
     "float32": Style(BROWN, "^"),
     "bfloat16": Style(BLUE, "o"),
     "float16": Style(SKY, "X"),
+    "autocast": Style(RED, "v"),  # float32 weights, converted at each step
+    "autocast-kept": Style(ORANGE, "s"),  # converted once an answer
+    "w8a8": Style(GREEN, "D"),
+    "w8a8-unfused": Style(GREY, "P"),
+    "w8a8-static": Style(YELLOW, "d", "--"),
+    "fp8-tensor": Style(PINK, "p"),
+    "fp8-row": Style(PURPLE, "h"),
+    "smoothed": Style(GREEN, "D"),  # copies of a model: the same function, other ranges
     "prefill": Style(PURPLE, "^"),
     "decode": Style(GREEN, "o"),
     "bare": Style(GREY, "s"),
     "bench": Style(BLUE, "o"),
     "baseline": Style(GREY, "s"),
     "measured": Style(BLUE, "o"),
+    # Weight formats and what multiplies by them; bfloat16 above is their baseline.
+    "int8": Style(ORANGE, "s"),
+    "int4-g32": Style(GREEN, "D"),
+    "int8-naive": Style(ORANGE, "v", "--"),  # dequantize, then multiply
+    "int4-naive": Style(GREEN, "^", "--"),
+    "int4-torchao": Style(PURPLE, "P"),
+    "int4-genai": Style(BROWN, "X"),  # ONNX Runtime GenAI
+    # Equal copies of one model, and how its weights were rounded.
+    "plain": Style(GREY, "s"),
+    "permuted": Style(PURPLE, "^"),
+    "rotated": Style(BLUE, "o"),
+    "rtn": Style(GREEN, "D"),  # round to nearest
+    "awq": Style(PURPLE, "P"),
+    "gptq": Style(SKY, "X"),
+    "qat": Style(RED, "v"),
 }
 COLORS: dict[str, str] = {name: style.color for name, style in STYLES.items()}
 
@@ -67,6 +90,7 @@ TITLES = {
     "read_bytes_per_s": "read bandwidth", "flops_per_s": "matrix rate", "kv_bytes": "KV cache",
     "batch_size": "batch size", "prompt_len": "prompt length (tokens)",
     "context_len": "context (tokens)", "working_set_bytes": "working set",
+    "kld_mean_nats": "mean KL divergence",
 }  # fmt: skip
 
 _UNITS = (
@@ -77,6 +101,7 @@ _UNITS = (
     ("_bytes", "B", True),
     ("_s", "s", True),
     ("_ratio", "", False),
+    ("_nats", "nats", False),
 )
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "µ"))
 
