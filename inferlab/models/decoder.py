@@ -177,6 +177,17 @@ class Decoder(nn.Module):
         `positions` is [B, T], or [1, T] when all rows agree; none may exceed cache.length + T - 1.
         `mask` [B, 1, T, S] is only needed where rows are padded. The cache grows by T.
         """
+        x = self.residual_stream(token_ids, cache, positions, mask)
+        return self.head(self.norm(x if all_positions else x[:, -1]))
+
+    def residual_stream(
+        self,
+        token_ids: torch.Tensor,
+        cache: KVCache,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """[B, T, H] after the last layer, before the final norm; arguments as of `forward`."""
         new = token_ids.shape[1]
         table = self.reserve(cache.length + new)
         cosines, sines = F.embedding(positions, table).unsqueeze(2).chunk(2, dim=-1)
@@ -184,7 +195,7 @@ class Decoder(nn.Module):
         for layer in self.layers:
             x = layer(x, (cosines, sines), cache, mask)
         cache.advance(new)
-        return self.head(self.norm(x if all_positions else x[:, -1]))
+        return x
 
     def reserve(self, length: int) -> torch.Tensor:
         """The rotary table [at least `length`, 2 D], grown by doubling."""
