@@ -51,7 +51,7 @@ STYLES: dict[str, Style] = {
     "bfloat16": Style(BLUE, "o"),
     "float16": Style(SKY, "X"),
     "autocast": Style(RED, "v"),  # float32 weights, converted at each step
-    "autocast-kept": Style(ORANGE, "s"),  # converted once an answer
+    "autocast-kept": Style(RED, "s", "--"),  # converted once an answer
     "w8a8": Style(GREEN, "D"),
     "w8a8-unfused": Style(GREY, "P"),
     "w8a8-static": Style(YELLOW, "d", "--"),

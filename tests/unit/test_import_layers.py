@@ -27,13 +27,13 @@ LAYERS: list[tuple[str, ...]] = [
     ("backends",),
     (
         "journal", "recorder", "calibration", "bench", "fitting", "cachecost", "cachebench",
-        "quantcost", "quantbench", "quantquality",
+        "quantcost", "quantbench", "quantquality", "precisionbench",
         "omission", "synchronization", "latency_tables", "measure", "doctor", "runner", "execute",
         "report", "exercises", "pages", "cli", "__main__",
     ),
 ]  # fmt: skip
 # Figures know records and numbers, nothing that computes with tensors; only pages may use them.
-SIDE = ("plot_style", "plots", "plot_latency", "plot_quant")
+SIDE = ("plot_style", "plots", "plot_latency", "plot_quant", "plot_precision")
 SIDE_MAY_USE = {"errors", "units", "stats", "records", "cited"}
 MAY_USE_SIDE = {"pages"}
 
