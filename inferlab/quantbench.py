@@ -29,7 +29,7 @@ from inferlab.models.cost import weight_bytes
 from inferlab.models.decoder import Decoder
 from inferlab.models.load import load_decoder
 from inferlab.models.placement import check_host_memory
-from inferlab.models.projections import projections, replace_weights
+from inferlab.models.projections import replace_weights
 from inferlab.quant.formats import get_format
 from inferlab.recorder import Case
 from inferlab.trace import Request, Trace
@@ -195,6 +195,8 @@ def cell_case(
         # one token a sequence and step
         predicted = {
             "tpot_s": products_s + rest_s, "products_s": products_s, "rest_s": rest_s,
+            "decode_memory_s": laws[variant].read_s,
+            "decode_compute_s": laws[variant].row_s * batch_size,
             "output_tok_per_s": batch_size / (products_s + rest_s),
         }  # fmt: skip
     params = {
@@ -206,20 +208,10 @@ def cell_case(
 
 def products_case(variant: str, decoder: Decoder, rows: int) -> Case:
     """All products with weights of one step of `rows` rows, in order, and nothing else."""
-    layers = [module for _, module in projections(decoder)]
-    inputs = {
-        size: torch.randn(rows, size, device=decoder.device).to(decoder.dtype)
-        for size in {layer.in_features for layer in layers}
-    }
+    products = bench.projection_run(decoder, rows)
 
     def run() -> dict[str, float]:
-        with torch.inference_mode():
-            synchronize(decoder.device)
-            start = time.perf_counter()
-            for layer in layers:
-                layer(inputs[layer.in_features])
-            synchronize(decoder.device)
-        return {"products_s": time.perf_counter() - start}
+        return {"products_s": products()["step_s"]}
 
     params = {"model": decoder.config.name, "variant": variant, "rows": rows, "phase": "products"}
     return Case(run, params)
