@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from inferlab import kernelfit
 from inferlab.backends.base import Backend, load_backend
-from inferlab.bench import Shape, generation_case, predict, shaped_batch
+from inferlab.bench import Shape, generation_case, predict, quantized_weights, shaped_batch
 from inferlab.errors import UserError
 from inferlab.fitting import fit_backend
 from inferlab.hardware.facts import Machine, describe_machine
 from inferlab.journal import disk_error
 from inferlab.models.config import get_config
-from inferlab.models.cost import dtype_bytes
+from inferlab.models.cost import check_format, dtype_bytes
 from inferlab.profiles import current_profile
 from inferlab.recorder import Case
 from inferlab.roofline import Ceilings
@@ -23,6 +25,7 @@ from inferlab.timing import StopRule, interleave
 from inferlab.trace import Trace, TraceError, save_trace
 
 BATCH_BACKENDS = ("hf", "torch")
+QUANTIZING_BACKENDS = ("torch",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +40,14 @@ class Plan:
     output_len: int
     weights: str = "real"
     device: str = "auto"
+    formats: tuple[str | None, ...] = (None,)  # weight formats; None: plain weights in `dtype`
 
     def __post_init__(self) -> None:
         for name in self.backends:
             if name not in BATCH_BACKENDS:
                 raise UserError(f"unknown backend {name!r}: use {' or '.join(BATCH_BACKENDS)}")
+            if name not in QUANTIZING_BACKENDS and any(self.formats):
+                raise UserError(f"backend {name} does not quantize weights: use --backend torch")
         dtype_bytes(self.dtype)
         config = get_config(self.model)
         total = self.prompt_len + self.output_len - 1
@@ -54,6 +60,9 @@ class Plan:
             raise UserError(f"unknown weights {self.weights!r}: use real or random")
         if self.weights == "real" and config.source is None:
             raise UserError(f"{config.name} has no published weights: use --weights random")
+        for name in self.formats:
+            if name:
+                check_format(config, name)
         if self.device not in ("auto", "cpu", "cuda"):
             raise UserError(f"unknown device {self.device!r}: use auto, cpu or cuda")
 
@@ -110,21 +119,24 @@ def measure_plan(
     cases: dict[str, Case] = {}
     limits: dict[str, Ceilings] = {}
     traces: dict[str, Callable[[], Trace]] = {}
-    for name in plan.backends:
-        say(f"loading {plan.model} into {name} ...")
-        backend = load_backend(name, plan.model, plan.dtype, device, weights=plan.weights)
+    for name, quant in itertools.product(plan.backends, plan.formats):
+        say(f"loading {plan.model} into {name}{f' as {quant}' if quant else ''} ...")
+        options = {"quant": quant} if quant else {}
+        backend = load_backend(
+            name, plan.model, plan.dtype, device, weights=plan.weights, **options
+        )
         say("measuring this machine's ceilings and the overhead of a step ...")
-        fitted = fit_backend(backend, device)
+        ceilings, expect = _predictor(backend, device)
         for batch_size in plan.batch_sizes:
             shape = Shape(batch_size, plan.prompt_len, plan.output_len)
-            key = f"{name}-{plan.model}-{plan.dtype}-{shape.key}"
-            limits[key] = fitted.decode
+            key = "-".join((name, plan.model, plan.dtype, *options.values(), shape.key))
+            limits[key] = ceilings
             cases[key] = generation_case(
                 backend,
                 shape,
-                ceilings=fitted.decode,
-                predicted=predict(backend.config, plan.dtype, shape, fitted.decode, fitted.prefill),
-                params={"weights": plan.weights},
+                ceilings=ceilings,
+                predicted=expect(shape),
+                params={"weights": plan.weights, "format": quant},
             )
             traces[key] = _one_trace(backend, shape)
     samples = _samples(cases, stop, say)
@@ -133,6 +145,24 @@ def measure_plan(
         _result(key, case, limits[key], samples[key], machine, traces[key] if keep_traces else None)
         for key, case in cases.items()
     ]
+
+
+def _predictor(
+    backend: Backend, device: str
+) -> tuple[Ceilings, Callable[[Shape], dict[str, float]]]:
+    """Ceilings to judge `backend` by, and what expects metrics of a shape from it.
+
+    Quantized weights are predicted from their kernel's products alone and from steps of the same
+    model with plain random weights, which take as long and are freed.
+    """
+    config, dtype = backend.config, backend.dtype
+    if not quantized_weights(backend)[0]:
+        fitted = fit_backend(backend, device)
+        return fitted.decode, lambda shape: predict(
+            config, dtype, shape, fitted.decode, fitted.prefill
+        )
+    fit = kernelfit.fit_format(backend, device)
+    return fit.rest.decode, lambda shape: kernelfit.predict(backend, shape, fit)
 
 
 def _samples(cases: dict[str, Case], stop: StopRule, say: Callable[[str], None]) -> dict[str, list]:

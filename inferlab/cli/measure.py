@@ -17,6 +17,9 @@ def measure(
     ] = "torch",
     model: Annotated[str, typer.Option(help="A preset, such as smollm2-135m.")] = "smollm2-135m",
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    quant: Annotated[
+        str, typer.Option(help="Weight formats with commas: int8, int4-g32, ..., or none.")
+    ] = "none",
     batch_size: Annotated[str, typer.Option(help="Sizes with commas: 1,4.")] = "1,4",
     prompt_len: Annotated[int, typer.Option(min=1, help="Prompt tokens a request.")] = 64,
     output_len: Annotated[int, typer.Option(min=1, help="Output tokens a request.")] = 64,
@@ -31,8 +34,8 @@ def measure(
 ) -> None:
     """Prediction, TTFT, TPOT, throughput and MBU of one model, by batch size.
 
-    Sizes and backends take turns, so that drift falls on all of them. A size that does not fit in
-    memory is reported with status `oom`; the exit code is then 1.
+    Sizes, backends and weight formats take turns, so that drift falls on all of them. A size that
+    does not fit in memory is reported with status `oom`; the exit code is then 1.
     """
     from inferlab.journal import writable_folder
     from inferlab.measure import Plan, measure_plan, save_traces
@@ -47,6 +50,7 @@ def measure(
         output_len=output_len,
         weights=weights,
         device=device,
+        formats=tuple(None if word == "none" else word for word in _words(quant, "--quant")),
     )
     stop = StopRule(min_rounds=3, max_rounds=rounds, time_cap_s=time_cap_s)
     if save_trace:
@@ -84,6 +88,11 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
+def _variant(params) -> str:
+    """Backend, and the weight format where there is one."""
+    return " ".join(filter(None, (params["backend"], params["format"])))
+
+
 def _print_table(results) -> None:
     from inferlab.cli.tables import headline_cells, headline_columns, headline_table
 
@@ -95,7 +104,7 @@ def _print_table(results) -> None:
         absent = "undefined" if result.status == "ok" else result.status
         status = dict.fromkeys(headline_columns(), absent)
         cells = headline_cells(result.predicted, values, status)
-        table.add_row(result.params["backend"], str(result.params["batch_size"]), *cells)
+        table.add_row(_variant(result.params), str(result.params["batch_size"]), *cells)
     console = stdout_console()
     console.print(table)
     rounds = min((e.n for r in results for e in r.measured.values()), default=0)

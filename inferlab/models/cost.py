@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from inferlab.errors import UserError
 from inferlab.models.config import ModelConfig
-from inferlab.quant.formats import WeightFormat
+from inferlab.quant.formats import WeightFormat, get_format
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -81,6 +81,14 @@ def layer_projections(config: ModelConfig) -> dict[str, tuple[int, int]]:
         "mlp.gate_up": (2 * inner, hidden),
         "mlp.down": (hidden, inner),
     }
+
+
+def check_format(config: ModelConfig, name: str) -> WeightFormat:
+    """The weight format called `name`; a UserError when a matrix of `config` has no such groups."""
+    format = get_format(name)
+    for _, inputs in layer_projections(config).values():
+        format.num_groups(inputs)
+    return format
 
 
 def is_kept(name: str, keep: Sequence[str]) -> bool:

@@ -20,6 +20,7 @@ from inferlab.quant.formats import WeightFormat
 from inferlab.quant.grid import Quantized
 
 INT4_GROUPS = (256, 128, 64, 32)  # that PyTorch's packed int4 kernel takes
+INT8_INPUTS = 16  # that PyTorch's packed int8 kernel loads at once: K must divide by it
 INT4_CHANNELS = 16  # the packed int4 kernel's tile: N must divide by it
 KERNELS = ("auto", "packed", "naive", "rounded", "triton", "torchao")
 
@@ -27,8 +28,11 @@ KERNELS = ("auto", "packed", "naive", "rounded", "triton", "torchao")
 class QuantizedLinear(nn.Module):
     """y = x W^T + b with W [N, K] on a grid; subclasses say how the product is done.
 
-    Scales and offsets are kept in the layer's dtype; bfloat16 holds them exactly.
+    Scales and offsets are kept in the layer's dtype; bfloat16 holds them exactly. `row_tile`: rows
+    that a kernel multiplies at once, where it unpacks the weights again for each such tile.
     """
+
+    row_tile = 1
 
     def __init__(
         self, quantized: Quantized, bias: torch.Tensor | None, dtype: torch.dtype, device
@@ -41,7 +45,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N]."""
-        y = self.multiply(x.reshape(-1, self.in_features).to(self.dtype))
+        y = self.multiply(x.reshape(-1, self.in_features).to(self.dtype).contiguous())
         if self.bias is not None:
             y = y + self.bias
         return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
@@ -66,8 +70,11 @@ class QuantizedLinear(nn.Module):
 class PackedInt8Linear(QuantizedLinear):
     """int8 codes, one scale per output channel or matrix: PyTorch's `_weight_int8pack_mm` (CPU).
 
-    The kernel has no offsets; those of an asymmetric format come in as (sum of x) * offset.
+    The kernel has no offsets; those of an asymmetric format come in as (sum of x) * offset. Its
+    tile is that of PyTorch's int8mm_kernel.cpp.
     """
+
+    row_tile = 4
 
     def __init__(self, quantized: Quantized, bias=None, dtype=torch.bfloat16, device="cpu"):
         format = quantized.format
@@ -76,6 +83,12 @@ class PackedInt8Linear(QuantizedLinear):
             raise UserError(
                 f"the packed int8 kernel takes 8 bits and one scale a channel, not {format.name}: "
                 "use the packed int4 kernel for 4 bits, or kernel='naive'"
+            )
+        if quantized.shape[1] % INT8_INPUTS:  # the kernel would read past the end of a row
+            raise UserError(
+                f"the packed int8 kernel needs inputs in multiples of {INT8_INPUTS}, not "
+                f"{quantized.shape[1]}: keep this layer unquantized (keep=...) or use "
+                "kernel='naive'"
             )
         super().__init__(quantized, bias, dtype, device)
         self.register_buffer("codes", quantized.codes.to(device).contiguous())
@@ -101,8 +114,10 @@ class PackedInt4Linear(QuantizedLinear):
 
     The kernel computes (q - 8) * scale + zero with q in 0..15: q = code + 8, zero = offset (0 when
     symmetric). Groups of 32, 64, 128 or 256; a scale per channel is repeated for the largest of
-    them that divides K. N must divide by 16.
+    them that divides K. N must divide by 16. Its tile is that of PyTorch's int4mm_kernel.cpp.
     """
+
+    row_tile = 4
 
     def __init__(self, quantized: Quantized, bias=None, dtype=torch.bfloat16, device="cpu"):
         _need_cpu("packed", device)
@@ -121,7 +136,7 @@ class PackedInt4Linear(QuantizedLinear):
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """[M, K] -> [M, N]."""
         return torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x.contiguous(), self.codes, self.group_size, self.scales_and_zeros
+            x, self.codes, self.group_size, self.scales_and_zeros
         )
 
     def to_quantized(self) -> Quantized:

@@ -27,7 +27,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("backends",),
     (
         "journal", "recorder", "calibration", "bench", "fitting", "cachecost", "cachebench",
-        "quantcost", "quantbench", "quantquality", "precisionbench",
+        "kernelfit", "quantcost", "quantbench", "quantquality", "precisionbench",
         "omission", "synchronization", "latency_tables", "measure", "doctor", "runner", "execute",
         "report", "exercises", "pages", "cli", "__main__",
     ),
