@@ -30,6 +30,7 @@ from inferlab.models.decoder import Decoder
 from inferlab.models.load import load_decoder
 from inferlab.models.placement import check_host_memory
 from inferlab.models.projections import replace_weights
+from inferlab.profiles import Profile
 from inferlab.quant.formats import get_format
 from inferlab.recorder import Case
 from inferlab.trace import Request, Trace
@@ -56,9 +57,49 @@ VARIANTS: dict[str, Variant] = {
     "int4-torchao": Variant("int4-g32", "torchao"),
     "int4-genai": Variant("int4-g32", "genai", "onnx"),
 }
-OURS = (BASELINE, "int8", "int4-g32")  # kernels that read the codes and nothing else
-NAIVE = ("int8-naive", "int4-naive")
-PEERS = ("int4-torchao", "int4-genai")
+OURS = (BASELINE, "int8", "int4-g32")  # these see every batch size and context
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Which cells are timed, and which shapes fit the predictions: none of them is a cell."""
+
+    batch_sizes: tuple[int, ...]
+    context_lens: tuple[int, ...]
+    steps: int  # timed in a case
+    rounds: int
+    probe_rows: tuple[int, ...]  # of the products alone
+    rest_shapes: tuple[tuple[int, int], ...]  # (batch size, context) of whole plain steps
+
+    def wants(self, variant: str, batch_size: int, context_len: int) -> bool:
+        """Whether the cell is timed: naive kernels and peers only at the first context, naive
+        ones only at both ends of the batch sizes."""
+        if variant in OURS:
+            return True
+        ends = (self.batch_sizes[0], self.batch_sizes[-1])
+        known = "naive" not in variant or batch_size in ends
+        return known and context_len == self.context_lens[0]
+
+
+def sweep(profile: Profile, deep: bool) -> Sweep:
+    """The cells of this class of machine; `deep` adds batch sizes, steps and rounds."""
+    if profile.device == "cpu":
+        return Sweep(
+            batch_sizes=(1, 2, 4, 8, 16) if deep else (1, 4, 16),
+            context_lens=(64, 1024) if deep else (64, 512),
+            steps=8 if deep else 4,
+            rounds=7 if deep else 3,
+            probe_rows=(1, 3, 6, 12, 24),
+            rest_shapes=((1, 41), (7, 41), (1, 331), (5, 211)),
+        )
+    return Sweep(
+        batch_sizes=profile.batch_sizes,
+        context_lens=(profile.context_lens[0], profile.context_lens[-1]),
+        steps=16,
+        rounds=7,
+        probe_rows=(1, 3, 12, 48, 192, 384),
+        rest_shapes=((1, 41), (47, 41), (1, 1531), (21, 911)),
+    )
 
 
 def open_variants(

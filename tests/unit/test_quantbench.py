@@ -9,6 +9,7 @@ from inferlab.backends.torch import TorchBackend
 from inferlab.errors import UserError
 from inferlab.models.load import load_decoder
 from inferlab.models.projections import replace_weights
+from inferlab.profiles import PROFILES
 from inferlab.quant.formats import get_format
 from inferlab.quantbench import (
     FilledCaches,
@@ -104,3 +105,15 @@ def test_without_a_baseline_there_is_nothing_to_compare(monkeypatch):
 def test_random_weights_do_not_go_to_another_runtime():
     with pytest.raises(UserError, match="real weights only"):
         quantbench._open(quantbench.VARIANTS["int4-genai"], "x", "bfloat16", "cpu", "random")
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda p: p.name)
+@pytest.mark.parametrize("deep", [False, True])
+def test_no_cell_is_a_shape_that_predictions_are_fitted_on(profile, deep):
+    found = quantbench.sweep(profile, deep)
+    cells = {(b, s) for b in found.batch_sizes for s in found.context_lens}
+    assert not cells & set(found.rest_shapes)
+    assert set(found.probe_rows) & set(found.batch_sizes) <= {1}
+    assert found.wants("int8", found.batch_sizes[1], found.context_lens[-1])
+    assert not found.wants("int4-genai", 1, found.context_lens[-1])
+    assert not found.wants("int8-naive", found.batch_sizes[1], found.context_lens[0])
