@@ -127,11 +127,21 @@ def _open(variant: Variant, model: str, dtype: str, device: str, weights: str) -
     if variant.backend != "torch":
         if weights != "real":
             raise UserError(f"{variant.backend} takes real weights only; {model} has random ones")
-        return load_backend(variant.backend, model, dtype, device, precision="int4")
+        return genai_int4(model, device)
     decoder = load_decoder(model, dtype, device, weights, pack=variant.format is None)
     if variant.format:
         replace_weights(decoder, get_format(variant.format), variant.kernel)
     return TorchBackend(decoder, "static", weights=weights)
+
+
+def genai_int4(model: str, device: str, equivalent: str = "plain") -> Backend:
+    """ONNX Runtime GenAI with its own int4 weights, activations in the dtype that it keeps them."""
+    from inferlab.backends.onnx import ACTIVATIONS
+
+    kind = device.partition(":")[0]
+    return load_backend(
+        "onnx", model, ACTIVATIONS[kind]["int4"], device, precision="int4", equivalent=equivalent
+    )
 
 
 def _check_room(model: str, dtype: str, device: str, num_open: int) -> None:

@@ -182,6 +182,40 @@ def _speedup_row(record: Record, metric: str, slow: str, fast: str, variant: str
     }  # fmt: skip
 
 
+# What a point of the Pareto figure joins: the speed of a variant, the quality of a format and
+# method, and the look of the line. A method changes the codes, not the time to multiply by them.
+CONFIGURATIONS = (
+    ("int8", "int8", "int8", "rtn", "int8"),
+    ("int4-g32", "int4-g32", "int4-g32", "rtn", "int4-g32"),
+    ("int4-g32, AWQ", "int4-g32", "int4-g32", "awq", "awq"),
+    ("int4-g32, GPTQ", "int4-g32", "int4-g32", "gptq", "gptq"),
+    ("int4-g32, fine-tuned", "int4-g32", "int4-g32", "qat", "qat"),
+    ("int4, GenAI", "int4-genai", "int4-genai", "rtn", "int4-genai"),
+)
+
+
+def pareto(record: Record, model: str, context_len: int, copy: str = "rotated") -> list[dict]:
+    """Speed-up and mean KL divergence of each configuration and batch size, one row a point."""
+    cells = [
+        row
+        for row in speedups(record)
+        if row["model"] == model and row["context_len"] == context_len and row["block"] == "cells"
+    ]
+    points = []
+    for name, variant, form, method, style in CONFIGURATIONS:
+        for case in record.cases(copy=copy, format=form, method=method):
+            if "kld_mean_nats" not in record.metrics(case):
+                continue
+            loss = record.estimate(case, "kld_mean_nats").value
+            points += [
+                {"name": name, "style": style, "batch_size": row["batch_size"],
+                 "speedup": row["median"], "loss": loss}
+                for row in cells
+                if row["variant"] == variant
+            ]  # fmt: skip
+    return points
+
+
 def median_error(rows: Sequence[Mapping]) -> float:
     """Median distance of predicted from measured speed-up over the rows that were predicted."""
     errors = [row["error_ratio"] for row in rows if math.isfinite(row["error_ratio"])]

@@ -18,6 +18,7 @@ from inferlab.quantcost import (
     fit_rest,
     laws_of,
     median_error,
+    pareto,
     rest_of,
     speedup,
     speedups,
@@ -134,6 +135,22 @@ def test_laws_and_speedups_come_from_a_record():
     assert found[0]["median"] > 1 > found[2]["median"]
     assert math.isnan(found[1]["error_ratio"])
     assert median_error(found) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_point_joins_the_speed_of_a_kernel_and_the_quality_of_its_codes():
+    record = quant_record()
+    cases, rows = dict(record.manifest.cases), record.samples.values.tolist()
+    for method, loss in (("rtn", 0.003), ("gptq", 0.002)):
+        name = f"quality/rotated/int8/{method}"
+        cases[name] = CaseInfo(
+            params={"copy": "rotated", "format": "int8", "method": method, "model": "tiny"}
+        )
+        rows.append((name, "kld_mean_nats", loss, 0, "ok"))
+    found = pareto(Record(manifest(cases=cases), samples(rows)), "tiny", 64)
+    assert [(p["name"], p["batch_size"], p["loss"]) for p in found] == [
+        ("int8", 1, 0.003), ("int8", 16, 0.003),
+    ]  # fmt: skip
+    assert found[0]["speedup"] > 1 > found[1]["speedup"]
 
 
 def test_too_little_is_refused():
