@@ -82,13 +82,7 @@ def replace_weights(
     replaced: when one cannot be, the decoder is as it was.
     """
     quantizer = quantizer or (lambda _name, weight, format: quantize(weight, format))
-    found = list(projections(decoder))
-    for word in keep:
-        if not any(is_kept(name, (word,)) for name, _ in found):
-            raise UserError(f"keep={str(word)[:40]!r} names no projection; known: {_known()}")
-    chosen = [(name, module) for name, module in found if not is_kept(name, keep)]
-    for name, module in chosen:
-        format.num_groups(plain_weight(name, module).shape[1])
+    chosen = quantizable(decoder, format, keep)
     made: dict[str, nn.Module] = {}
     for name, module in chosen:
         quantized = quantizer(name, plain_weight(name, module), format)
@@ -97,6 +91,23 @@ def replace_weights(
         replace_projection(decoder, name, layer)
     pack_plain(decoder)
     return decoder
+
+
+def quantizable(
+    decoder: Decoder, format: WeightFormat, keep: Sequence[str] = ()
+) -> list[tuple[str, nn.Module]]:
+    """(name, module) of the projections that `keep` does not name.
+
+    UserError for a word that names none, and unless each has plain weights that `format` divides.
+    """
+    found = list(projections(decoder))
+    for word in keep:
+        if not any(is_kept(name, (word,)) for name, _ in found):
+            raise UserError(f"keep={str(word)[:40]!r} names no projection; known: {_known()}")
+    chosen = [(name, module) for name, module in found if not is_kept(name, keep)]
+    for name, module in chosen:
+        format.num_groups(plain_weight(name, module).shape[1])
+    return chosen
 
 
 def pack_plain(decoder: Decoder) -> None:

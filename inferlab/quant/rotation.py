@@ -60,9 +60,8 @@ _SYLVESTER = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
 def _seed_orders(size: int) -> list[int]:
     """The orders 2, 12 and 20 whose product is `size`; a UserError when there are none."""
     orders, rest = [], size
-    for order in [prime + 1 for prime in PALEY_PRIMES] + [2]:
-        odd_part = {12: 3, 20: 5, 2: 2}[order]
-        while rest % odd_part == 0 and rest % order == 0:
+    for order in (*(prime + 1 for prime in PALEY_PRIMES), 2):
+        while rest % order == 0:
             orders.append(order)
             rest //= order
     if rest != 1:
