@@ -71,6 +71,11 @@ class Sweep:
     probe_rows: tuple[int, ...]  # of the products alone
     rest_shapes: tuple[tuple[int, int], ...]  # (batch size, context) of whole plain steps
 
+    def probed(self, variant: str) -> tuple[int, ...]:
+        """Rows at which the products of `variant` are timed alone: two for the slow naive ones."""
+        ends = (self.probe_rows[0], self.probe_rows[-1])
+        return ends if "naive" in variant else self.probe_rows
+
     def wants(self, variant: str, batch_size: int, context_len: int) -> bool:
         """Whether the cell is timed: naive kernels and peers only at the first context, naive
         ones only at both ends of the batch sizes."""

@@ -104,22 +104,24 @@ def speedup(
 
 
 def crossover_batch_size(baseline: KernelLaw, variant: KernelLaw) -> float:
-    """Batch size beyond which the variant's step takes longer; 1 if always, inf if never.
+    """Batch size beyond which the variant's step takes longer; 1 if from the first, inf if never.
 
     The rest of the step is the same on both sides and cancels: context does not move this point.
+    A variant that loses wherever either kernel turns loses from the first, even if its rows are so
+    cheap that far beyond any batch it would win.
     """
     turns = [law.turning_rows for law in (baseline, variant) if law.overlaps]
     marks = sorted({1.0, *(turn for turn in turns if 1 < turn < math.inf)})
-    marks.append(2 * marks[-1])  # behind the last mark both are straight lines
     losses = [variant.seconds(rows) - baseline.seconds(rows) for rows in marks]
-    slopes = np.diff(losses) / np.diff(marks)
-    if slopes[-1] < 0 or (losses[-1] <= 0 and slopes[-1] <= 0):
-        return math.inf
     gains = [index for index, loss in enumerate(losses) if loss <= 0]
     if not gains:
         return 1.0
-    last = min(gains[-1], len(slopes) - 1)
-    return float(marks[last] - losses[last] / slopes[last])
+    # Between two marks, and behind the last one, both are straight lines.
+    marks.append(2 * marks[-1])
+    losses.append(variant.seconds(marks[-1]) - baseline.seconds(marks[-1]))
+    last = gains[-1]
+    slope = (losses[last + 1] - losses[last]) / (marks[last + 1] - marks[last])
+    return float(marks[last] - losses[last] / slope) if slope > 0 else math.inf
 
 
 def eta_ratio(speedup_ratio: float, byte_ratio: float) -> float:
