@@ -71,6 +71,10 @@ STYLES: dict[str, Style] = {
     "int4-naive": Style(GREEN, "^", "--"),
     "int4-torchao": Style(PURPLE, "P"),
     "int4-genai": Style(BROWN, "X"),  # ONNX Runtime GenAI
+    "int4-g64": Style(GREEN, "o", "-."),
+    "int4-g128": Style(GREEN, "s", ":"),
+    "triton-w8a16": Style(ORANGE, "h"),
+    "triton-w4a16": Style(GREEN, "h"),
     # Equal copies of one model, and how its weights were rounded.
     "plain": Style(GREY, "s"),
     "permuted": Style(PURPLE, "^"),

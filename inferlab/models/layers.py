@@ -31,7 +31,7 @@ class Projection(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool, **factory) -> None:
         super().__init__()
-        self.in_features = in_features
+        self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Parameter(
             torch.empty(out_features, in_features, **factory), requires_grad=False
         )

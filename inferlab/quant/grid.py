@@ -120,9 +120,9 @@ def _grid(
     first, last = format.code_range
     if format.symmetric:
         largest = torch.maximum(low.abs(), high.abs())
-        # Equal weights take code 1 or -1, so that the scale is their value.
-        scales = torch.where(low == high, largest, largest / last)
-        return _bfloat16(scales), None
+        # Equal weights take code 1 or -1: exact, if bfloat16 holds their value as a scale.
+        exact = (low == high) & (_bfloat16(largest) == largest)
+        return _bfloat16(torch.where(exact, largest, largest / last)), None
     scales = _bfloat16((high - low) / (last - first))
     offsets = _bfloat16(low + (high - low) * (-first / (last - first)))
     return scales, offsets

@@ -108,6 +108,10 @@ def test_wrong_sha256_of_the_cached_safetensors(call, cache, monkeypatch, capsys
         (("--prompt-len", str(10**12)), "more than the 8192"),
         (("--time-cap-s", "nan"), "--time-cap-s"),
         (("--rounds", "1"), "--rounds"),
+        (("--quant", "int3"), "unknown weight format 'int3'; known: int8"),
+        (("--quant", "int8,int8"), "different values"),
+        (("--quant", "int4-g128"), "576 inputs do not divide into groups of 128"),
+        (("--quant", "int8", "--backend", "hf"), "hf does not quantize weights: use --backend"),
     ],
 )
 def test_unknown_and_impossible_arguments(call, cache, arguments, words):

@@ -2,12 +2,16 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_models import TINY, tiny
+from tiny_models import QUANTIZABLE, TINY, tiny
 
+from inferlab import bench
 from inferlab.backends import BACKENDS, load_backend
 from inferlab.errors import MeasurementError, UserError
 from inferlab.models import placement
+from inferlab.models.cost import decode_cost
 from inferlab.models.placement import BatchTooLarge, check_host_memory, torch_device
+from inferlab.quant.formats import get_format
+from inferlab.roofline import Ceilings
 from inferlab.workload import scheduled_at, unequal_batch, uniform_batch
 
 WORKLOAD = unequal_batch(61, [3, 11, 7, 1], [6, 2, 9, 1], seed=2)
@@ -48,6 +52,37 @@ def test_the_torch_backend_has_every_cache(cache):
     assert backend.run(WORKLOAD).trace.meta["cache"] == cache
 
 
+def test_quantized_weights_come_with_their_format_and_what_was_kept():
+    plain = load_backend("torch", QUANTIZABLE, weights="random")
+    backend = load_backend("torch", QUANTIZABLE, weights="random", quant="int8", keep=("head",))
+    workload = uniform_batch(64, 3, 5, 4)
+    assert (plain.weight_format, plain.kept) == (None, ())
+    assert (backend.weight_format.name, backend.kept) == ("int8", ("head",))
+    assert (plain.kernel, backend.kernel) == ("Projection", "PackedInt8Linear+Projection")
+    run = backend.run(workload)
+    assert run.trace.meta["format"] == "int8" and "format" not in plain.run(workload).trace.meta
+    assert [len(tokens) for tokens in run.token_ids] == [4, 4, 4]
+
+
+def test_a_case_of_quantized_weights_says_so_and_moves_fewer_bytes():
+    limits = Ceilings(1e10, 1e12)
+    shape = bench.Shape(2, 5, 4)
+    plain, low = (
+        bench.generation_case(
+            load_backend("torch", QUANTIZABLE, weights="random", **options), shape, ceilings=limits
+        )
+        for options in ({}, {"quant": "int4-g32"})
+    )
+    assert "format" not in plain.params and low.params["format"] == "int4-g32"
+    assert low.predicted["decode_memory_s"] < plain.predicted["decode_memory_s"]
+    assert low.predicted["tpot_s"] < plain.predicted["tpot_s"]
+    config, cost = QUANTIZABLE, decode_cost(QUANTIZABLE, "bfloat16", 2, 7, get_format("int4-g32"))
+    seconds = low.predicted["tpot_s"]
+    found = bench.mbu_ratio(config, "bfloat16", shape, seconds, limits, get_format("int4-g32"))
+    assert found == pytest.approx(cost.bytes / (seconds * 1e10))
+    assert low.run()["mbu_ratio"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "says"),
     [
@@ -56,6 +91,9 @@ def test_the_torch_backend_has_every_cache(cache):
         (("torch", "smollm2-135m", "int3"), {}, "bfloat16"),
         (("torch", "smollm2-135m", "float32", "tpu"), {}, "cpu, cuda"),
         (("torch", "smollm2-135m"), {"cache": "paged"}, "offloaded"),
+        (("torch", QUANTIZABLE), {"weights": "random", "quant": "int3"}, "known: int8"),
+        (("torch", QUANTIZABLE), {"weights": "random", "quant": "int4-g128"}, "use int8"),
+        (("hf", "smollm2-135m"), {"quant": "int8"}, "known: weights, seed"),
         (("hf", "smollm2-135m"), {"cache": "static"}, "known: weights, seed"),
         (("torch", tiny()), {}, "weights='random'"),
         (("hf", tiny()), {"weights": "zero"}, "real, random"),

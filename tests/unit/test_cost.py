@@ -2,11 +2,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import TINY
+from tiny_models import QUANTIZABLE, TINY
 
 from inferlab.errors import UserError
 from inferlab.models.config import PRESETS, get_config
 from inferlab.models.cost import (
+    check_format,
     decode_cost,
     dtype_bytes,
     kv_bytes_per_token,
@@ -16,7 +17,10 @@ from inferlab.models.cost import (
     weight_read_bytes,
 )
 from inferlab.models.decoder import Decoder
+from inferlab.models.load import load_decoder
+from inferlab.models.projections import projections, replace_weights
 from inferlab.models.weights import weight_shapes
+from inferlab.quant.formats import FORMATS
 
 # Published parameter counts of the original models.
 PUBLISHED = {
@@ -102,6 +106,47 @@ def test_flops_are_those_that_torch_counts(kind):
     )
     expected = decode_cost(config, "float32", batch, prompt + 1).flops
     assert counted(ids[:, prompt:], positions[prompt:]) == expected - attention * (prompt + 1)
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("keep", [(), ("head",), ("mlp.down", "layers.0")])
+def test_quantized_weight_bytes_are_those_of_the_modules(name, keep):
+    format = FORMATS[name]
+    if format.group_size and QUANTIZABLE.hidden_size % format.group_size:
+        pytest.skip("no such groups in the tiny model")
+    decoder = load_decoder(QUANTIZABLE, "bfloat16", weights="random", pack=False)
+    replace_weights(decoder, format, "rounded", keep)
+    expected = 2 * (2 * 2 * 64 + 64)  # the norms
+    for _, module in projections(decoder):
+        if hasattr(module, "format"):
+            expected += format.matrix_bytes(module.out_features, module.in_features)
+        else:
+            expected += 2 * module.out_features * module.in_features
+    assert weight_read_bytes(QUANTIZABLE, "bfloat16", format, keep) == expected
+
+
+def test_a_quantized_head_lies_beside_the_embedding_that_it_was_tied_to():
+    table = 2 * QUANTIZABLE.vocab_size * QUANTIZABLE.hidden_size
+    int8 = FORMATS["int8"]
+    read = weight_read_bytes(QUANTIZABLE, "bfloat16", int8)
+    assert weight_bytes(QUANTIZABLE, "bfloat16", int8) == read + table
+    kept = weight_read_bytes(QUANTIZABLE, "bfloat16", int8, ("head",))
+    assert weight_bytes(QUANTIZABLE, "bfloat16", int8, ("head",)) == kept
+
+
+def test_quantizing_changes_the_bytes_of_weights_and_nothing_else():
+    config, format = get_config("smollm2-135m"), FORMATS["int4-g32"]
+    for cost, size in ((decode_cost, 100), (prefill_cost, 64)):
+        plain = cost(config, "bfloat16", 4, size)
+        low = cost(config, "bfloat16", 4, size, format)
+        assert (low.flops, low.kv_read_bytes) == (plain.flops, plain.kv_read_bytes)
+        # 0.625 bytes a weight instead of 2, but for the norms
+        assert low.weight_bytes == (134_515_008 - 61 * 576) * 0.625 + 61 * 576 * 2
+    with pytest.raises(UserError, match="576 inputs do not divide"):
+        decode_cost(config, "bfloat16", 1, 1, FORMATS["int4-g128"])
+    with pytest.raises(UserError, match="576 inputs do not divide"):
+        check_format(config, "int4-g128")
+    assert check_format(config, "int8") is FORMATS["int8"]
 
 
 def test_bad_arguments_are_refused_in_one_line():

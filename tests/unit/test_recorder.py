@@ -7,7 +7,14 @@ import nbformat
 import pytest
 
 from inferlab.profiles import PROFILES
-from inferlab.recorder import RUN_VARIABLE, BudgetSpent, Case, Recorder, partial_folder
+from inferlab.recorder import (
+    RUN_VARIABLE,
+    BudgetSpent,
+    Case,
+    Recorder,
+    is_recorded_run,
+    partial_folder,
+)
 from inferlab.records import find_records, load_record
 from inferlab.timing import StopRule
 
@@ -45,6 +52,13 @@ def recorder(labs, config=None):
 def case(values, **params):
     source = iter(values)
     return Case(lambda: {"step_s": next(source)}, params, {"step_s": 1.0})
+
+
+def test_only_inferlab_run_is_a_recorded_run(monkeypatch):
+    monkeypatch.delenv(RUN_VARIABLE, raising=False)
+    assert not is_recorded_run()
+    monkeypatch.setenv(RUN_VARIABLE, '{"out": "x"}')
+    assert is_recorded_run()
 
 
 def test_in_a_notebook_nothing_is_written(labs, tmp_path):

@@ -10,6 +10,7 @@ from inferlab import roofline
 from inferlab.errors import UserError
 from inferlab.models.config import get_config
 from inferlab.models.cost import decode_cost, prefill_cost
+from inferlab.quant.formats import get_format
 
 H200 = roofline.Ceilings(read_bytes_per_s=4.3e12, flops_per_s=790e12)
 LLAMA = get_config("llama-3.1-8b")
@@ -81,6 +82,53 @@ def test_a_step_faster_than_its_floor_fits_no_negative_overhead():
     costs = [decode_cost(SMOL, "bfloat16", b, 128) for b in (1, 8)]
     fitted = roofline.fit_overhead(costs, [1, 8], [1e-9, 1e-9], H200)
     assert fitted.overhead_s == fitted.token_overhead_s == 0
+
+
+def test_a_perfect_int4_kernel_pays_until_the_step_computes_in_both():
+    int4 = get_format("int4-g128")
+    batch = roofline.crossover_batch_size(LLAMA, "bfloat16", int4, H200, H200)
+    assert batch == pytest.approx(roofline.ridge_batch_size(LLAMA, "bfloat16", H200))
+    assert roofline.ridge_batch_size(LLAMA, "bfloat16", H200, weight_format=int4) < batch / 3
+
+
+@given(
+    st.floats(0.05, 2),
+    st.floats(0.05, 2),
+    st.floats(0, 1e-3),
+    st.sampled_from(["int8", "int4-g64"]),
+)
+def test_the_crossover_is_where_the_two_predictions_meet(streaming, rate, overhead_s, name):
+    format = get_format(name)
+    variant = roofline.Ceilings(
+        H200.read_bytes_per_s * streaming, H200.flops_per_s * rate, overhead_s
+    )
+    batch = roofline.crossover_batch_size(LLAMA, "bfloat16", format, H200, variant, 64)
+
+    def faster(size):
+        plain = roofline.predict_tpot_s(LLAMA, "bfloat16", size, 64, H200)
+        return roofline.predict_tpot_s(LLAMA, "bfloat16", size, 64, variant, format) < plain
+
+    if batch == 1.0:
+        assert not faster(1)
+    elif math.isinf(batch):
+        assert all(faster(size) for size in (1, 7, 100, 10_000))
+    else:
+        below, above = math.ceil(batch * (1 - 1e-6)) - 1, math.floor(batch * (1 + 1e-6)) + 1
+        assert below < 1 or faster(below)
+        assert not faster(above) or above > batch + 1
+
+
+def test_keeping_the_head_plain_gains_less():
+    int4 = get_format("int4-g32")
+    plain, low, kept = (
+        roofline.predict_tpot_s(SMOL, "bfloat16", 1, 1, H200, *how)
+        for how in ((), (int4,), (int4, ("head",)))
+    )
+    assert low < kept < plain
+    low, plain = (
+        roofline.predict_ttft_s(SMOL, "bfloat16", 1, 1, H200, *how) for how in ((int4,), ())
+    )
+    assert low < plain
 
 
 def test_bad_ceilings_and_too_few_cases_are_refused():

@@ -36,3 +36,15 @@ TINY = {
     "qwen2": tiny("tiny-qwen2", qkv_bias=True, num_q_heads=7, num_kv_heads=1),
     "qwen3": tiny("tiny-qwen3", qk_norm=True, head_dim=10, tie_embeddings=False),
 }
+
+# Every matrix has inputs in groups of 32 and 64 and outputs in multiples of 16: the packed
+# kernels take it.
+QUANTIZABLE = tiny(
+    "tiny-64",
+    hidden_size=64,
+    intermediate_size=128,
+    num_q_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    vocab_size=64,
+)
