@@ -1,7 +1,7 @@
 """Which products with weights does a decoder do, and how is one of them replaced?
 
 Names are those of `Decoder.named_modules`: "layers.0.attention.qkv", ..., "head".
-Chapter: chapters/10_weight_quantization.md    Lab: labs/10_weight_quantization.ipynb
+Chapter: chapters/10_quantization.md    Lab: labs/10_quantization.ipynb
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A weight w of a matrix [N, K] (N output channels, K inputs) is stored as a whole number, its code:
 w ~ code * scale (+ offset). Weights that share a scale form a group. No torch here.
-Chapter: chapters/10_weight_quantization.md    Lab: labs/10_weight_quantization.ipynb
+Chapter: chapters/10_quantization.md    Lab: labs/10_quantization.ipynb
 """
 
 from __future__ import annotations

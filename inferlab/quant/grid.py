@@ -5,7 +5,7 @@ the code the nearest step. Scales and offsets are rounded to bfloat16 here, once
 is judged on exactly the numbers that a packed kernel multiplies by.
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", CVPR 2018 (affine grids).
-Chapter: chapters/10_weight_quantization.md    Lab: labs/10_weight_quantization.ipynb
+Chapter: chapters/10_quantization.md    Lab: labs/10_quantization.ipynb
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Every module here is a drop-in for `models.layers.Projection`: [..., K] -> [...,
 of the input. PackedInt8Linear and PackedInt4Linear read the codes and nothing else, which is where
 the speed comes from; DequantizingLinear writes the whole matrix out first, which is the trap;
 RoundedLinear multiplies by the rounded weights at full width, to judge quality alone.
-Chapter: chapters/10_weight_quantization.md    Lab: labs/10_weight_quantization.ipynb
+Chapter: chapters/10_quantization.md    Lab: labs/10_quantization.ipynb
 """
 
 from __future__ import annotations
