@@ -70,6 +70,7 @@ class Sweep:
     rounds: int
     probe_rows: tuple[int, ...]  # of the products alone
     rest_shapes: tuple[tuple[int, int], ...]  # (batch size, context) of whole plain steps
+    is_full: bool  # every batch size at every context, and naive kernels at the largest one too
 
     def probed(self, variant: str) -> tuple[int, ...]:
         """Rows at which the products of `variant` are timed alone: two for the slow naive ones."""
@@ -77,17 +78,16 @@ class Sweep:
         return ends if "naive" in variant else self.probe_rows
 
     def wants(self, variant: str, batch_size: int, context_len: int) -> bool:
-        """Whether the cell is timed: naive kernels and peers only at the first context, naive
-        ones only at both ends of the batch sizes."""
+        """Whether the cell is timed. Naive kernels and peers are at the first context only."""
+        at_first = context_len == self.context_lens[0]
         if variant in OURS:
-            return True
-        ends = (self.batch_sizes[0], self.batch_sizes[-1])
-        known = "naive" not in variant or batch_size in ends
-        return known and context_len == self.context_lens[0]
+            return self.is_full or at_first or batch_size == self.batch_sizes[0]
+        ends = (self.batch_sizes[0], self.batch_sizes[-1] if self.is_full else 0)
+        return at_first and ("naive" not in variant or batch_size in ends)
 
 
 def sweep(profile: Profile, deep: bool) -> Sweep:
-    """The cells of this class of machine; `deep` adds batch sizes, steps and rounds."""
+    """The cells of this class of machine; `deep` adds cells, steps and rounds on a CPU."""
     if profile.device == "cpu":
         return Sweep(
             batch_sizes=(1, 2, 4, 8, 16) if deep else (1, 4, 16),
@@ -96,6 +96,7 @@ def sweep(profile: Profile, deep: bool) -> Sweep:
             rounds=7 if deep else 3,
             probe_rows=(1, 3, 6, 12, 24),
             rest_shapes=((1, 41), (7, 41), (1, 331), (5, 211)),
+            is_full=deep,
         )
     return Sweep(
         batch_sizes=profile.batch_sizes,
@@ -104,6 +105,7 @@ def sweep(profile: Profile, deep: bool) -> Sweep:
         rounds=7,
         probe_rows=(1, 3, 12, 48, 192, 384),
         rest_shapes=((1, 41), (47, 41), (1, 1531), (21, 911)),
+        is_full=True,
     )
 
 

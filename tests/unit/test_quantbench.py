@@ -115,6 +115,8 @@ def test_no_cell_is_a_shape_that_predictions_are_fitted_on(profile, deep):
     assert not cells & set(found.rest_shapes)
     assert set(found.probe_rows) & set(found.batch_sizes) <= {1}
     assert found.probed("int8") == found.probe_rows and len(found.probed("int8-naive")) == 2
-    assert found.wants("int8", found.batch_sizes[1], found.context_lens[-1])
+    assert found.wants("int8", 1, found.context_lens[-1])
+    assert found.wants("int8", found.batch_sizes[-1], found.context_lens[-1]) is found.is_full
+    assert found.is_full or not deep
     assert not found.wants("int4-genai", 1, found.context_lens[-1])
     assert not found.wants("int8-naive", found.batch_sizes[1], found.context_lens[0])
