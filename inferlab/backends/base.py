@@ -21,6 +21,7 @@ from inferlab.workload import Workload
 BACKENDS = {
     "hf": "inferlab.backends.hf",
     "torch": "inferlab.backends.torch",
+    "onnx": "inferlab.backends.onnx",
     "stall": "inferlab.backends.stall",
 }
 
@@ -81,6 +82,30 @@ def check_static_batch(workload: Workload) -> None:
         raise UserError(
             f"this backend serves one batch that is due at 0 s; request {late[0].id} is due at "
             f"{late[0].scheduled:g} s: use a backend that can wait, such as stall"
+        )
+
+
+def check_prompts(config: ModelConfig, workload: Workload) -> int:
+    """Positions of the longest request; UserError when the model cannot take a prompt."""
+    longest = max(spec.prompt_len for spec in workload.requests)
+    total = longest + max(spec.output_len for spec in workload.requests) - 1
+    if total > config.max_context_len:
+        raise UserError(
+            f"{total} tokens are more than the {config.max_context_len} that {config.name} was "
+            "trained for: ask for a shorter prompt or output"
+        )
+    prompts = [spec.prompt_token_ids for spec in workload.requests]
+    check_token_ids(config, min(map(min, prompts)), max(map(max, prompts)))
+    return total
+
+
+def check_token_ids(config: ModelConfig, lowest: int, highest: int) -> None:
+    """Refuse token ids outside the vocabulary: a runtime may read some other memory instead."""
+    wrong = lowest if lowest < 0 else highest
+    if not 0 <= wrong < config.vocab_size:
+        raise UserError(
+            f"token id {wrong} lies outside the vocabulary of {config.name} "
+            f"({config.vocab_size} tokens)"
         )
 
 

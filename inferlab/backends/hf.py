@@ -17,11 +17,11 @@ import torch
 from inferlab.backends.base import (
     BackendRun,
     batch_bytes,
+    check_prompts,
     check_static_batch,
     trace_of_batch,
 )
 from inferlab.decoding.generate import PAD_TOKEN_ID
-from inferlab.errors import UserError
 from inferlab.hardware.probes import synchronize
 from inferlab.models.config import ModelConfig
 from inferlab.models.cost import dtype_bytes, weight_bytes
@@ -109,19 +109,7 @@ class HFBackend:
         return BackendRun(trace_of_batch(workload, times, meta), token_ids)
 
     def _check(self, workload: Workload) -> None:
-        longest = max(spec.prompt_len for spec in workload.requests)
-        total = longest + max(spec.output_len for spec in workload.requests) - 1
-        if total > self.config.max_context_len:
-            raise UserError(
-                f"{total} tokens are more than the {self.config.max_context_len} that "
-                f"{self.config.name} was trained for: ask for a shorter prompt or output"
-            )
-        top = max(max(spec.prompt_token_ids) for spec in workload.requests)
-        if top >= self.config.vocab_size:
-            raise UserError(
-                f"token id {top} lies outside the vocabulary of {self.config.name} "
-                f"({self.config.vocab_size} tokens)"
-            )
+        total = check_prompts(self.config, workload)
         needed = batch_bytes(self.config, dtype_bytes(self.dtype), workload, 1.1)
         what = f"a batch of {workload.batch_size} with {total} positions each"
         check_host_memory(needed, what, self.device)
