@@ -70,8 +70,8 @@ def open_judge(
     num_tokens: int,
     num_calibration_tokens: int,
     num_questions: int | None = None,
-    keep: tuple[str, ...] = (),
     seed: int = 0,
+    keep: tuple[str, ...] = (),
 ) -> Judge:
     """Read the text and the questions with the float32 model; questions None: all of them.
 
