@@ -5,7 +5,7 @@ it finds most likely in sum, not divided by their number (the options of a quest
 equally long). Nothing is generated, so nothing has to be parsed.
 The score of 200 questions is uncertain by several percent, but two models answer the same ones:
 what they answer differently is the sharper figure.
-Chapter: chapters/10_weight_quantization.md    Lab: labs/10_weight_quantization.ipynb
+Chapter: chapters/10_quantization.md    Lab: labs/10_quantization.ipynb
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import torch
 
 from inferlab.errors import MeasurementError, UserError
 from inferlab.models.decoder import Decoder
-from inferlab.paths import data_folder, shown_path
+from inferlab.paths import shown_path
 from inferlab.quality.compare import LogitsFunction, all_logits
+from inferlab.quality.text import read_frozen
 
 NUM_OPTIONS = 4
 BATCH_TOKENS = 512  # of one forward pass, padding included
@@ -98,22 +99,21 @@ def load_questions(path: Path | None = None) -> tuple[Question, ...]:
 
     Kinds are mixed, so that the first few of them are a fair sample.
     """
-    path = path or data_folder() / "quality" / "questions.jsonl"
-    questions = []
+    questions: list[Question] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for line in lines:
+        name = "data/quality/questions.jsonl" if path is None else shown_path(path)
+        content = read_frozen("questions")[0] if path is None else path.read_bytes()
+        for line in content.decode("utf-8").splitlines():
             row = json.loads(line)
             questions.append(Question(**{**row, "options": tuple(row["options"])}))
     except OSError as error:
-        raise UserError(f"cannot read {shown_path(path)}: {error.strerror}") from error
+        raise UserError(f"cannot read {name}: {error.strerror}") from error
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{shown_path(path)}:{len(questions) + 1}: not a question "
-            "(id, kind, prompt, options, answer)"
+            f"{name}:{len(questions) + 1}: not a question (id, kind, prompt, options, answer)"
         ) from error
     if len({question.id for question in questions}) < len(questions):
-        raise UserError(f"{shown_path(path)}: two questions have the same id")
+        raise UserError(f"{name}: two questions have the same id")
     return tuple(questions)
 
 

@@ -30,6 +30,7 @@ CHARACTERS_PER_TOKEN = 16  # far more than text has, so that one attempt usually
 FROZEN_SHA256 = {
     "sampled": "a4c3b6bf1985fa4a6c6698d2fb8347b9de1ac7d5af3e5047bf74238506471239",
     "calibration": "0dfd5034038bc317bd8cb03e8de18badbc879af83130c0c9e564e627293c458b",
+    "questions": "1503b2e5ee23061ba76eb08fe747507e7add031d0c269d12c9a57a54a123ca0f",
 }
 
 
@@ -98,10 +99,8 @@ def calibration_ids(
     return rows[torch.randperm(held, generator=torch.Generator().manual_seed(seed))[:windows]]
 
 
-def _frozen(name: str, tokenizer: Any) -> tuple[str, str, list[int]]:
-    """(source, sha256, all token ids) of a frozen file; ids are stored for the model's own
-    tokenizer, any other one reads the text.
-    """
+def read_frozen(name: str) -> tuple[bytes, str]:
+    """(content, sha256) of a file of data/quality; a UserError when it is not the frozen one."""
     path = data_folder() / "quality" / f"{name}.jsonl"
     try:
         content = path.read_bytes()
@@ -112,6 +111,14 @@ def _frozen(name: str, tokenizer: Any) -> tuple[str, str, list[int]]:
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != FROZEN_SHA256[name]:
         raise UserError(f"{shown_path(path)} was changed: restore it with git checkout")
+    return content, sha256
+
+
+def _frozen(name: str, tokenizer: Any) -> tuple[str, str, list[int]]:
+    """(source, sha256, all token ids) of a frozen file; ids are stored for the model's own
+    tokenizer, any other one reads the text.
+    """
+    content, sha256 = read_frozen(name)
     lines = [json.loads(line) for line in content.decode().splitlines()]
     first = tokenizer.decode(lines[0]["token_ids"], clean_up_tokenization_spaces=False)
     if first == lines[0]["text"]:
