@@ -151,17 +151,18 @@ def rest_of(record: Record, model: str, products: KernelLaw, block: str = "rest"
     return fit_rest(*shapes, products)
 
 
-def speedups(record: Record, metric: str = "tpot_s", baseline: str = "bfloat16") -> list[dict]:
+def speedups(
+    record: Record, metric: str = "tpot_s", baseline: str = "bfloat16", block: str = "cells"
+) -> list[dict]:
     """One row a cell: its parameters, measured speed-up over the baseline, predicted, error.
 
-    Cells are cases with a `variant`; the baseline is the case of the same block, model, batch size
-    and context. `predicted` and `error_ratio` are NaN for a variant that was not predicted.
+    Cells are cases of `block` with a `variant`; the baseline is the case of the same model, batch
+    size and context. `predicted` and `error_ratio` are NaN for a variant that was not predicted.
     """
     cells: dict[tuple, dict[str, str]] = {}
     for name, info in record.manifest.cases.items():
-        if "variant" in info.params and metric in record.metrics(name):
-            where = (info.block, *(info.params.get(k) for k in ("model", "batch_size",
-                                                                "context_len")))  # fmt: skip
+        if info.block == block and "variant" in info.params and metric in record.metrics(name):
+            where = tuple(info.params.get(k) for k in ("model", "batch_size", "context_len"))
             cells.setdefault(where, {})[str(info.params["variant"])] = name
     rows = []
     for variants in cells.values():
@@ -201,7 +202,7 @@ def pareto(record: Record, model: str, context_len: int, copy: str = "rotated") 
     cells = [
         row
         for row in speedups(record)
-        if row["model"] == model and row["context_len"] == context_len and row["block"] == "cells"
+        if row["model"] == model and row["context_len"] == context_len
     ]
     points = []
     for name, variant, form, method, style in CONFIGURATIONS:

@@ -19,17 +19,18 @@ from inferlab.models.decoder import Decoder
 from inferlab.models.equivalent import load_equivalent
 from inferlab.models.load import load_decoder, load_tokenizer
 from inferlab.models.placement import available_bytes
-from inferlab.models.projections import pack_plain, projections, replace_weights
+from inferlab.models.projections import pack_plain, projections
 from inferlab.quality.compare import KEPT_BYTES, Reference, compare
 from inferlab.quality.task import TaskResult, load_questions, paired_flips, score
 from inferlab.quality.text import calibration_ids, load_text
-from inferlab.quant.formats import WeightFormat, get_format
-from inferlab.quant.grid import Quantized, encode
 from inferlab.quantbench import genai_int4
 from inferlab.recorder import Case
 
 BASELINE = "bfloat16"
 NONE = "none"  # the method of a row that rounds no weights
+LAYERS_ONLY = "rtn-layers"  # of one that leaves the head as it is
+# What a notebook leaves unrounded, so that it ends while one watches: all but the first 8 layers.
+SHORT_KEEP = (*(f"layers.{index}" for index in range(8, 30)), "head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,30 +93,18 @@ def rounded_copy(
 ) -> Decoder:
     """A copy of the model with weights rounded by `method`, multiplied at full width.
 
-    Methods: those of `quantize_decoder`, none, and `rtn-float32`, which rounds to nearest with
-    scales and offsets that are not stored in bfloat16.
+    Methods: those of `quantize_decoder`, none, and `rtn-layers`: to nearest, without the head.
     """
     decoder = load_equivalent(judge.model, copy, BASELINE, judge.device, judge.seed)
     if method == NONE:
         pack_plain(decoder)
         return decoder
-    if method == "rtn-float32":
-        form = get_format(format)
-        return replace_weights(decoder, form, "rounded", judge.keep, _with_float32_scales)
+    if method == LAYERS_ONLY:
+        return quantize_decoder(decoder, format, "rtn", None, "rounded", (*judge.keep, "head"))
     ids = judge.calibration if method in ("awq", "gptq") else None
     return quantize_decoder(
         decoder, format, method, None, "rounded", judge.keep, token_ids=ids, steps=search_steps
     )
-
-
-def _with_float32_scales(_name: str, weight: torch.Tensor, format: WeightFormat) -> Quantized:
-    """Asymmetric rounding to nearest on the grid between a group's extremes, exactly."""
-    first, last = format.code_range
-    groups = weight.float().unflatten(1, (format.num_groups(weight.shape[1]), -1))
-    low, high = groups.amin(-1), groups.amax(-1)
-    scales = (high - low) / (last - first)
-    offsets = low - first * scales
-    return Quantized(encode(weight, scales, offsets, format), scales, offsets, format)
 
 
 def finetuned_copy(
