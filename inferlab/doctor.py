@@ -19,7 +19,9 @@ from inferlab.errors import UserError
 
 NEEDED = ("torch", "transformers", "safetensors", "numpy", "pandas", "pyarrow", "pydantic")
 FOR_THE_BOOK = ("jupyter-book", "nbval", "nbclient")
-DISK_BYTES = 2e9  # the model's cache, records and the built book
+# Other people's low-bit kernels: without them those cases are skipped.
+PEERS = ("torchao", "onnxruntime-gpu", "onnxruntime-genai-cuda", "onnx", "onnx-ir")
+DISK_BYTES = 3e9  # the model and its ONNX exports, records and the built book
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ def examine(probe: bool = True) -> Iterator[Finding]:
     yield from _python()
     yield from _packages()
     yield _cuda()
+    yield from _onnxruntime()
     yield _memory()
     yield _disk()
     yield _model()
@@ -72,6 +75,7 @@ def _packages() -> Iterator[Finding]:
     for names, state, fix in (
         (NEEDED, "fail", "`make book` installs it; on a box without internet `make gpu-install`"),
         (FOR_THE_BOOK, "warn", "needed to build and test the book: `make book`"),
+        (PEERS, "warn", "peers of chapter 10: `pip install -r requirements.txt`"),
     ):
         for name in names:
             try:
@@ -103,6 +107,37 @@ def _cuda() -> Finding:
         detail = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
         return Finding("cuda", "ok", f"{detail}, CUDA {torch.version.cuda}")
     return Finding("cuda", "ok", "no CUDA device: labs use the tiny profile on the CPU")
+
+
+def _onnxruntime() -> Iterator[Finding]:
+    """What sessions really get: the module's own list names what it was built for."""
+    name = "onnxruntime providers"
+    if not all(importlib.util.find_spec(module) for module in ("onnxruntime", "onnx", "torch")):
+        return  # the packages' own findings say so
+    from inferlab.backends.genai import PROVIDERS, check_one_onnxruntime, real_providers
+    from inferlab.profiles import unusable_cuda
+
+    try:
+        check_one_onnxruntime()
+        import torch
+
+        gpu = not unusable_cuda() and torch.cuda.is_available()
+        real = real_providers([PROVIDERS["cuda"]] if gpu else [])
+    except (UserError, ImportError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        yield Finding(name, "warn", reason, "the onnx backend does not run until that is mended")
+        return
+    found = ", ".join(provider.removesuffix("ExecutionProvider") for provider in real)
+    if gpu and PROVIDERS["cuda"] not in real:
+        yield Finding(
+            name,
+            "warn",
+            f"{found}; not CUDA, although torch has a device",
+            "it needs the CUDA and cuDNN versions that it was built for (13 and 9): the onnx "
+            "backend runs with --device cpu",
+        )
+        return
+    yield Finding(name, "ok", found)
 
 
 def _memory() -> Finding:

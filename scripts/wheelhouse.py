@@ -1,12 +1,13 @@
 """Carry the book to a GPU box without internet: collect wheels here, install them there.
 
     python scripts/wheelhouse.py collect [--out .wheelhouse] [--python 3.12] [--max-mb 45]
-        [--platform manylinux2014_x86_64 ...] [--present torch,numpy,...]
+        [--platform manylinux2014_x86_64 ...] [--present torch,numpy,...] [--with-onnx]
     python scripts/wheelhouse.py install DIR [--target DIR2]
 
 Collected: the notebook runner, the records' libraries, inferlab itself and the model's package,
-but nothing that the box has (`--present`) and no dependency of it. Large wheels are cut into
-pieces of at most `--max-mb`; SHA256SUMS covers every file and `install` verifies all of them.
+but nothing that the box has (`--present`) and no dependency of it. `--with-onnx` adds ONNX Runtime
+GenAI, 0.3 GB: without it the labs skip that peer. Large wheels are cut into pieces of at most
+`--max-mb`; SHA256SUMS covers every file and `install` verifies all of them.
 Standard library only: `install` runs on the box before anything of ours is there.
 """
 
@@ -34,11 +35,13 @@ PRESENT = ("torch", "triton", "transformers", "tokenizers", "safetensors", "hugg
            "numpy", "scipy", "pandas", "pyarrow", "matplotlib", "pyyaml", "psutil", "packaging",
            "tqdm", "requests", "regex", "filelock", "jinja2", "setuptools", "wheel", "pillow",
            "python-dateutil", "six", "pip", "contourpy", "cycler", "fonttools", "kiwisolver",
-           "pyparsing", "certifi", "charset-normalizer", "idna", "urllib3")  # fmt: skip
+           "pyparsing", "certifi", "charset-normalizer", "idna", "urllib3", "sympy", "mpmath")  # fmt: skip
 # What labs, records and their tests need there; the book itself is built elsewhere.
 NEEDED = ("pydantic", "pandera", "typer", "rich", "seaborn", "gguf", "nvidia-ml-py", "nbclient",
           "nbformat", "ipykernel", "nbval", "pytest", "pytest-timeout", "hypothesis",
           "pytest-xdist")  # fmt: skip
+PEERS = ("torchao",)  # as requirements.txt has them
+ONNX_PEERS = ("onnxruntime-gpu", "onnxruntime-genai-cuda", "onnx", "onnx-ir")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
@@ -113,14 +116,22 @@ def join(files: list[Path], target: Path) -> list[Path]:
     return sorted(target.glob("*.whl"))
 
 
-def resolve(python: str, platforms: list[str], present: set[str]) -> list[str]:
+def required(names: tuple[str, ...]) -> list[str]:
+    """The lines of requirements.txt for `names`, without their comments."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    stated = [line.partition("#")[0].strip() for line in lines]
+    found = {normal(re.split(r"[^\w.-]", line)[0]): line for line in stated if line}
+    return [found[name] for name in names]
+
+
+def resolve(python: str, platforms: list[str], present: set[str], needed: list[str]) -> list[str]:
     """name==version of what the box lacks, from a dry run of pip for its Python and platform."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         run_pip(
             ["install", "--dry-run", "--ignore-installed", "--quiet", "--target", folder,
              "--report", str(report), "--only-binary=:all:", *target_flags(python, platforms),
-             *NEEDED],
+             *needed],
             "resolving what the box lacks",
         )  # fmt: skip
         found = json.loads(report.read_text())["install"]
@@ -153,7 +164,8 @@ def collect(options: argparse.Namespace) -> None:
     present = {normal(name) for name in options.present.split(",") if name}
     platforms = options.platform or list(PLATFORMS)
     print("Resolving what the box lacks ...", flush=True)
-    pins = resolve(options.python, platforms, present)
+    needed = [*NEEDED, *required(PEERS + ONNX_PEERS if options.with_onnx else PEERS)]
+    pins = resolve(options.python, platforms, present, needed)
     fetch = ["download", "--quiet", "--no-deps", "--dest", str(out), "--only-binary=:all:"]
     for number, pin in enumerate([*pins, *ALONE], 1):
         print(f"  {number:2d}/{len(pins) + len(ALONE)} {pin}", flush=True)
@@ -197,6 +209,7 @@ def main() -> int:
     one.add_argument("--python", default="3.12")
     one.add_argument("--platform", action="append")
     one.add_argument("--max-mb", type=float, default=45.0)
+    one.add_argument("--with-onnx", action="store_true")
     one.add_argument("--present", default=",".join(PRESENT))
     two = verbs.add_parser("install")
     two.add_argument("folder")

@@ -73,6 +73,16 @@ def check_provider(device: str) -> None:
         )
 
 
+def why_unusable(device: str = "cpu") -> str | None:
+    """Why the onnx backend cannot run on `device` here, in one line; None when it can."""
+    try:
+        import_genai()
+        check_provider(device)
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def _installed(package: str) -> bool:
     try:
         importlib.metadata.version(package)

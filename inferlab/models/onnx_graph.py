@@ -106,7 +106,12 @@ def write_last_position_graph(folder: Path) -> None:
 
     model = _load(folder / FULL_GRAPH)
     graph = model.graph
-    head = next((node for node in graph.node if "logits" in node.output), None)
+    made_by = {name: node for node in graph.node for name in node.output}
+    head = made_by.get("logits")
+    while (
+        head is not None and head.op_type == "Cast"
+    ):  # logits are float32, whatever it computes in
+        head = made_by.get(head.input[0])
     if head is None or head.op_type not in ("MatMul", "MatMulNBits"):
         raise UserError(f"{FULL_GRAPH} does not end in a head that inferlab knows")
     hidden = head.input[0]
@@ -115,6 +120,9 @@ def write_last_position_graph(folder: Path) -> None:
     pick = helper.make_node("Gather", [hidden, position.name], ["last_hidden"], axis=1)
     graph.node.insert(list(graph.node).index(head), pick)
     head.input[0] = pick.output[0]
+    shapes = [info for info in graph.value_info if info.name not in head.output]
+    del graph.value_info[:]
+    graph.value_info.extend(shapes)
     (logits,) = [output for output in graph.output if output.name == "logits"]
     logits.type.tensor_type.shape.dim[1].Clear()
     logits.type.tensor_type.shape.dim[1].dim_value = 1

@@ -95,3 +95,20 @@ def test_what_the_box_has_is_not_collected():
     needed = {wheelhouse.normal(name) for name in wheelhouse.NEEDED}
     assert not present & needed
     assert "torch" in present
+
+
+def test_the_peers_have_the_versions_of_the_requirements():
+    (torchao,) = wheelhouse.required(wheelhouse.PEERS)
+    assert torchao.startswith("torchao==")
+    onnx = wheelhouse.required(wheelhouse.ONNX_PEERS)
+    assert [line.partition(">")[0] for line in onnx] == list(wheelhouse.ONNX_PEERS)
+    assert not any("#" in line for line in onnx)
+    peers = {wheelhouse.normal(name) for name in wheelhouse.PEERS + wheelhouse.ONNX_PEERS}
+    assert not peers & {wheelhouse.normal(name) for name in wheelhouse.PRESENT}
+
+
+def test_there_is_one_onnxruntime():
+    """Two packages with that folder overwrite each other."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    names = [line.partition(">")[0].strip() for line in lines if line.startswith("onnxruntime")]
+    assert sorted(names) == ["onnxruntime-genai-cuda", "onnxruntime-gpu"]

@@ -12,6 +12,7 @@ from onnx_examples import Builder, FakeGenAI  # noqa: E402
 from tiny_models import tiny  # noqa: E402
 
 from inferlab.backends import genai, load_backend, onnx  # noqa: E402
+from inferlab.doctor import Finding  # noqa: E402
 from inferlab.errors import MeasurementError, UserError  # noqa: E402
 from inferlab.models import onnx_export  # noqa: E402
 from inferlab.models.placement import BatchTooLarge  # noqa: E402
@@ -90,6 +91,43 @@ def test_cuda_is_in_the_list_and_not_there(cache, monkeypatch):
     )
     torch.backends.cuda.enable_cudnn_sdp(was_on)
     assert not list((cache / "onnx").glob("*")) if cache.exists() else True
+
+
+def provider_finding(call):
+    import json
+
+    findings = json.loads(call("doctor", "--no-probe", "--json")[1])["findings"]
+    (finding,) = [f for f in findings if f["name"] == "onnxruntime providers"]
+    return finding
+
+
+def test_the_doctor_says_what_sessions_get(call, monkeypatch):
+    import torch
+
+    finding = provider_finding(call)
+    assert finding["state"] == "ok" and finding["detail"].startswith(("CPU", "CUDA"))
+    asked = []
+    monkeypatch.setattr(genai, "real_providers", lambda names: asked.append(names) or
+                        ["CPUExecutionProvider"])  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("inferlab.profiles.unusable_cuda", lambda: None)
+    monkeypatch.setattr("inferlab.doctor._cuda", lambda: Finding("cuda", "ok", "pretended"))
+    finding = provider_finding(call)
+    assert asked == [["CUDAExecutionProvider"]]
+    assert finding["state"] == "warn" and finding["detail"].startswith("CPU; not CUDA")
+    monkeypatch.setattr(genai, "check_one_onnxruntime", two_runtimes)
+    finding = provider_finding(call)
+    assert finding["state"] == "warn" and finding["detail"] == "two of them" and finding["fix"]
+
+
+def two_runtimes():
+    raise UserError("two of them")
+
+
+def test_a_lab_can_ask_beforehand(monkeypatch):
+    assert genai.why_unusable() is None
+    monkeypatch.setattr(genai, "check_one_onnxruntime", two_runtimes)
+    assert genai.why_unusable() == "two of them"
 
 
 @pytest.mark.parametrize(

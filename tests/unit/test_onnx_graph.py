@@ -106,6 +106,22 @@ def test_the_second_graph_gives_the_last_logits(tmp_path):
         np.testing.assert_allclose(last, whole[:, -1:], rtol=1e-6)
 
 
+def test_a_head_whose_logits_are_converted_is_found(tmp_path):
+    from onnx import TensorProto, helper
+
+    model = graph(quantized=False)
+    model.graph.node[-1].output[0] = "half"
+    cast = helper.make_node("Cast", ["half"], ["logits"], to=TensorProto.FLOAT)
+    model.graph.node.append(cast)
+    shape = helper.make_tensor_value_info("half", TensorProto.BFLOAT16, ["batch", "length", 61])
+    model.graph.value_info.append(shape)
+    save(model, tmp_path / "model.onnx")
+    write_last_position_graph(tmp_path)
+    last = load(tmp_path / onnx_graph.LAST_GRAPH)
+    assert [n.op_type for n in last.graph.node][-3:] == ["Gather", "MatMul", "Cast"]
+    assert not last.graph.value_info
+
+
 def test_a_head_of_another_kind_is_refused(tmp_path):
     model = graph()
     model.graph.node[-1].output[0] = "other"
