@@ -11,9 +11,11 @@ from tiny_models import TINY, tiny
 
 from inferlab.backends import load_backend, onnx
 from inferlab.backends.genai import import_genai, real_providers
+from inferlab.bench import Shape, generation_case
 from inferlab.errors import MeasurementError, UserError
 from inferlab.models import onnx_export, placement
 from inferlab.models.placement import BatchTooLarge
+from inferlab.roofline import Ceilings
 from inferlab.workload import unequal_batch, uniform_batch
 
 SHAPE = tiny(head_dim=16)
@@ -110,6 +112,17 @@ def test_the_format_and_bytes_come_from_the_graph(make):
     assert quantized.weight_format.name == "onnx-int4-b32-sym" and quantized.kept == ()
     assert plain.weight_format is None
     assert quantized.bytes_per_step() < plain.bytes_per_step() == VOCABULARY * 48 * 4 + 48 * 4
+
+
+def test_a_case_predicts_from_the_bytes_of_the_graph(make):
+    """What the roofline counts for the backend's format is what lies in the file."""
+    ceilings = Ceilings(1e9, 1e15)
+    quantized, plain = make(), make(precision="fp32")
+    shape = Shape(1, 4, 3)
+    cases = [generation_case(b, shape, ceilings=ceilings) for b in (quantized, plain)]
+    assert cases[0].params["format"] == "onnx-int4-b32-sym" and "format" not in cases[1].params
+    assert cases[0].predicted["tpot_s"] < cases[1].predicted["tpot_s"]
+    assert set(cases[0].run()) == {"ttft_s", "tpot_s", "output_tok_per_s", "mbu_ratio"}
 
 
 def test_a_batch_or_prompt_that_does_not_fit_is_refused(make, monkeypatch):
