@@ -217,8 +217,8 @@ def make_linear(
 ) -> nn.Module:
     """A layer that multiplies by `quantized` with the kernel asked for.
 
-    packed (CPU), naive and rounded are here; triton comes from `inferlab.kernels.linear` and
-    torchao from `inferlab.quant.torchao_linear`, each with a function of these same arguments.
+    packed (CPU), naive and rounded are here; triton comes from `quant.triton_linear` and
+    torchao from `quant.torchao_linear`, each with a function of these same arguments.
     auto: packed on a CPU, triton on a GPU. Raises UserError for a kernel that does not exist, that
     the device lacks or that does not take the format or shape.
     """
@@ -238,7 +238,7 @@ def make_linear(
 
 def _other_linear(kernel: str, *arguments) -> nn.Module:
     """Kernels of their own modules, imported when asked for."""
-    where = {"triton": "inferlab.kernels.linear", "torchao": "inferlab.quant.torchao_linear"}
+    where = {"triton": "inferlab.quant.triton_linear", "torchao": "inferlab.quant.torchao_linear"}
     try:
         module = importlib.import_module(where[kernel])
     except ImportError as error:

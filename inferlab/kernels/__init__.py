@@ -1,0 +1,31 @@
+"""How does a GPU multiply by weights of 4 and 8 bits? Kernels in Triton, plain references beside.
+
+`reference` has the layouts and the products in PyTorch; the other modules import triton and are
+imported when they are asked for. Nothing is imported here.
+Chapter: chapters/10_quantization.md    Lab: labs/10_quantization.ipynb
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+LEAST_CAPABILITY = (8, 0)  # bfloat16 in the tensor cores
+
+
+def why_unavailable(device: object) -> str | None:
+    """Why these kernels cannot run on `device` ("cpu", "cuda", ...); None when they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: `make env` installs it, a torch with CUDA brings it along"
+    kind = str(device).partition(":")[0]
+    if kind == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            return "no CUDA device is usable"
+        if torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+            return "a GPU of compute capability 8.0 or newer is needed, for bfloat16"
+        return None
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return "Triton's kernels run on a GPU (on a CPU: slowly, under TRITON_INTERPRET=1)"
+    return None
