@@ -37,7 +37,7 @@ def speedup_by_batch(ax: Axes, rows: pd.DataFrame) -> None:
     ax.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
     ax.minorticks_off()
     ax.set(xlabel="batch size, log scale", ylabel="speed-up over bfloat16", ylim=(0, None))
-    ax.legend()
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=11)
 
 
 def loss_by_format(
@@ -88,7 +88,8 @@ def quality_against_time(ax: Axes, points: pd.DataFrame) -> None:
         xlabel="speed-up over bfloat16 (marks: batch size)",
         ylabel="mean KL divergence (nats), log scale", xlim=(0, None),
     )  # fmt: skip
-    ax.legend(fontsize=11)
+    ax.margins(y=0.12)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=11)
 
 
 def _need(table: pd.DataFrame, *columns: str) -> None:
