@@ -27,7 +27,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("backends",),
     (
         "journal", "recorder", "calibration", "bench", "fitting", "cachecost", "cachebench",
-        "kernelfit", "quantcost", "quantbench", "quantquality", "precisionbench",
+        "kernelfit", "quantcost", "quantbench", "quantquality", "precisioncost", "precisionbench",
+        "precisionquality",
         "omission", "synchronization", "latency_tables", "measure", "doctor", "runner", "execute",
         "report", "exercises", "pages", "cli", "__main__",
     ),
@@ -44,7 +45,7 @@ TENSOR_LIBRARIES = {"torch", "transformers", "triton", "onnxruntime"}
 WITHOUT_TORCH = {"models.config", "models.cost", "quant.formats", "roofline", "plots", "plot_style",
                  "plot_latency", "latency_tables", "omission",
                  "report", "pages", "journal", "runner", "exercises", "cachecost",
-                 "quantcost"}  # fmt: skip
+                 "quantcost", "precisioncost"}  # fmt: skip
 MAY_IMPORT_TORCH = {"hardware.probes"}
 
 
