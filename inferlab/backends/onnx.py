@@ -1,10 +1,10 @@
 """How fast does ONNX Runtime GenAI, a runtime made for speed, serve a batch of the same model?
 
 The strong peer: its own exporter, graph fusions and low-bit kernels; greedy, static cache. What
-makes a comparison in one process fair, measured: left alone, GenAI takes half of the cores, so
-it gets as many threads as torch; its threads spin for some 30 ms after each run, which slows down
-the next prefill of torch, and without spinning its own steps take a third longer, so they spin
-during a run and stop at its end.
+makes a comparison in one process fair: left alone, GenAI takes half of the cores, so it gets as
+many threads as torch; its threads go on spinning after a run, which slows down torch's next
+prefill, and without any spinning its own steps are slower, so they spin during a run and stop at
+its end.
 Chapter: chapters/10_quantization.md    Lab: labs/10_quantization.ipynb
 """
 
@@ -140,8 +140,8 @@ class OnnxBackend:
         """
         for _ in range(END_TOKEN_TRIALS):
             tokens, times = [], []
-            generator = self._generator(graph, padded, steps)
             try:
+                generator = self._generator(graph, padded, steps)
                 start = time.perf_counter()
                 generator.append_tokens(np.array(padded, dtype=np.int32))
                 while len(tokens) < steps and not (tokens and generator.is_done()):

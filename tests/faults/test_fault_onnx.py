@@ -26,6 +26,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("INFERLAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(onnx_export.subprocess, "run", Builder())
     monkeypatch.setattr(onnx, "import_genai", FakeGenAI)
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "1")
     return tmp_path / "cache"
 
 

@@ -199,6 +199,6 @@ def test_the_real_model_in_float32_and_its_logits(own_cache, monkeypatch):
 
 def test_the_runtime_is_imported_without_telemetry(monkeypatch):
     monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
-    assert importlib.import_module("onnxruntime_genai") is import_genai()
+    assert import_genai() is importlib.import_module("onnxruntime_genai")
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
     assert real_providers() == ["CPUExecutionProvider"]
