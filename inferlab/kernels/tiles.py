@@ -45,13 +45,13 @@ class Tile:
 
 
 def candidates(num_rows: int, out_features: int, in_features: int, processors: int) -> list[Tile]:
-    """Tiles worth trying, the likeliest first; splits that fill the GPU two to eight times over."""
+    """Tiles worth trying, the likeliest first; splits that fill the GPU one to eight times over."""
     block_m = min(128, max(8, triton.next_power_of_2(num_rows)))
     few = block_m <= 32
     found = []
     for block_n, warps, stages in FEW_ROWS if few else MANY_ROWS:
         tiles = triton.cdiv(num_rows, block_m) * triton.cdiv(out_features, block_n)
-        for rounds in (4, 2, 8) if few else (1, 2):
+        for rounds in (4, 2, 8, 1) if few else (1, 2):
             splits = rounds * processors // tiles if tiles <= COUNTERS else 1
             tile = Tile(block_n, block_m, warps, stages, _even(splits, num_blocks(in_features)))
             if tile not in found:
