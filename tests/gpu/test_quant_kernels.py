@@ -16,6 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from product_bounds import check  # noqa: E402
 
 from inferlab import kernels  # noqa: E402
+from inferlab.backends import load_backend  # noqa: E402
+from inferlab.decoding.generate import generate  # noqa: E402
+from inferlab.decoding.graphs import GraphedDecoder  # noqa: E402
 from inferlab.errors import UserError  # noqa: E402
 from inferlab.kernels import reference  # noqa: E402
 from inferlab.quant import activations  # noqa: E402
@@ -129,6 +132,17 @@ def test_a_shape_seen_first_in_a_graph_is_not_timed_there():
         found = layer(x)
     graph.replay()
     check(found, x, quantized.dequantize(torch.float64), rounds_weights=True)
+
+
+@pytest.mark.parametrize("quant", [None, "int4-g32", "int8"])
+def test_graphed_steps_give_the_tokens_of_plain_ones(quant):
+    backend = load_backend("torch", "smollm2-135m", "bfloat16", "cuda", quant=quant)
+    prompts = [[1, 2, 3, 4], [5, 6, 7, 8]]
+    expected = generate(backend.decoder, prompts, 12)
+    graphed = GraphedDecoder(backend.decoder)
+    cache = graphed.new_cache("static", 2, 15)
+    for _ in range(3):
+        assert generate(graphed, prompts, 12, cache) == expected
 
 
 @pytest.mark.parametrize("count", [1, 7, 300])
