@@ -91,6 +91,27 @@ def _multiply(
     finish(total, y, partials, counters, tile, channels, rows, num_rows, out_features, SPLIT)
 
 
+@triton.jit
+def _dequantize(
+    words, scales, offsets, weights, out_features, in_features,
+    HAS_OFFSETS: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Write bfloat16 weights [out_features, in_features]; grid: (tiles of channels, blocks)."""
+    block = tl.program_id(1)
+    channels = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = channels < out_features
+    place = words + (block * out_features + channels[:, None]) * WORDS + tl.arange(0, WORDS)
+    packed = tl.load(place, mask=inside[:, None], other=0)
+    values = beside(_half(packed, 0), _half(packed, 1)).to(tl.float32)
+    values *= tl.load(scales + channels, mask=inside, other=0.0)[:, None]
+    if HAS_OFFSETS:
+        values += tl.load(offsets + channels, mask=inside, other=0.0)[:, None]
+    inputs = block * BLOCK + tl.arange(0, BLOCK)
+    wanted = inside[:, None] & (inputs[None, :] < in_features)
+    place_out = weights + channels[:, None].to(tl.int64) * in_features + inputs[None, :]
+    tl.store(place_out, rounded(values), mask=wanted)
+
+
 def multiply(
     x: torch.Tensor,
     words: torch.Tensor,
@@ -100,12 +121,12 @@ def multiply(
 ) -> torch.Tensor:
     """bfloat16 x [M, K] -> x W^T [M, N], W packed by `reference.pack_int8`, scales [N] float32.
 
-    Beyond 256 rows the codes are written out as bfloat16 once, and the product is torch's.
+    Beyond 256 rows the weights are written out once, and the product is torch's.
     """
     x = x.contiguous()
     rows, channels = x.shape[0], words.shape[1]
     if rows > tiles.WIDEST:
-        return _wide(x, words, scales, offsets)
+        return F.linear(x, dequantize(words, scales, offsets, x.shape[1]))
     if tile is None:
         call = partial(multiply, x, words, scales, offsets)
         tile = tiles.choose("w8a16", x, channels, call)
@@ -121,10 +142,14 @@ def multiply(
     return y
 
 
-def _wide(
-    x: torch.Tensor, words: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor | None
+def dequantize(
+    words: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor | None, in_features: int
 ) -> torch.Tensor:
-    weights = reference.unpack_int8(words, x.shape[1]).float() * scales[:, None]
-    if offsets is not None:
-        weights += offsets[:, None]
-    return F.linear(x, weights.to(x.dtype))
+    """bfloat16 weights [N, K], each rounded once."""
+    blocks, channels, _ = words.shape
+    weights = words.new_empty(channels, in_features, dtype=torch.bfloat16)
+    _dequantize[(triton.cdiv(channels, 64), blocks)](
+        words, scales, scales if offsets is None else offsets, weights, channels, in_features,
+        HAS_OFFSETS=offsets is not None, BLOCK_N=64,
+    )  # fmt: skip
+    return weights

@@ -79,6 +79,14 @@ def test_dequantizing_rounds_each_weight_once(name):
     assert torch.equal(found, quantized.dequantize(torch.float64).bfloat16())
 
 
+@pytest.mark.parametrize("name", ["int8", "int8-asym"])
+def test_dequantizing_int8_rounds_each_weight_once(name):
+    quantized = weights(name, 70, 300)
+    layer = make_linear(quantized, None, "triton")
+    found = w8a16.dequantize(layer.words, layer.scales, layer.offsets, 300)
+    assert torch.equal(found, quantized.dequantize(torch.float32).bfloat16())
+
+
 def test_leading_dimensions_and_bias():
     quantized, bias = weights("int4-g32", 16, 64), torch.randn(16)
     x = rows(6, 64).view(2, 3, 64)

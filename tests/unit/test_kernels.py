@@ -49,9 +49,8 @@ def product(kind, capability, groups, block_n, block_m, warps, stages, split):
 def test_products_unpack_in_registers(
     kind, groups, block_n, block_m, warps, stages, split, tmp_path
 ):
-    from compiled_kernels import inner_loop
-
     import triton
+    from compiled_kernels import inner_loop
 
     if not triton.__version__.startswith("3.6."):
         pytest.skip("the instructions were counted with triton 3.6")
@@ -83,7 +82,7 @@ def test_the_share_of_a_split_is_written_before_it_is_counted():
 def test_the_other_kernels_compile():
     from compiled_kernels import compile_kernel
 
-    from inferlab.kernels import quantize_rows, w4a16
+    from inferlab.kernels import quantize_rows, w4a16, w8a16
 
     rows = {"STATIC": False, "NORM": True, "WHOLE": True, "BLOCK": 4096}
     assert "cvt" in compile_kernel(quantize_rows._quantize, LEAST_CAPABILITY, 8, **rows).asm["ptx"]
@@ -94,3 +93,4 @@ def test_the_other_kernels_compile():
     assert "e4m3x2" in ptx
     compile_kernel(quantize_rows._scale, LEAST_CAPABILITY, SINGLE=True, BLOCK=1024)
     compile_kernel(w4a16._dequantize, LEAST_CAPABILITY, GROUPS=4, SPAN=1, BLOCK_N=64)
+    compile_kernel(w8a16._dequantize, LEAST_CAPABILITY, HAS_OFFSETS=True, BLOCK_N=64)
