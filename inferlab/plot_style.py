@@ -57,6 +57,8 @@ STYLES: dict[str, Style] = {
     "w8a8-static": Style(YELLOW, "d", "--"),
     "fp8-tensor": Style(PINK, "p"),
     "fp8-row": Style(PURPLE, "h"),
+    "norm-fed parts": Style(ORANGE, "s"),  # what SmoothQuant's migration is applied to
+    "all parts": Style(BLUE, "o"),
     "smoothed": Style(GREEN, "D"),  # copies of a model: the same function, other ranges
     "prefill": Style(PURPLE, "^"),
     "decode": Style(GREEN, "o"),

@@ -133,11 +133,14 @@ def _open(
     return TorchBackend(decoder, "static", weights=weights)
 
 
-def probe_rows(device: str, part: str) -> tuple[int, ...]:
-    """Numbers of rows at which products are timed: no case has them."""
-    if torch.device(device).type == "cpu":
-        return (1, 3, 12, 48, 192) if part == "layers" else (1, 3, 12)
-    return (1, 6, 24, 96, 768, 3072) if part == "layers" else (1, 6, 24, 96)
+def probe_rows(device: str, part: str, most_rows: int) -> tuple[int, ...]:
+    """Numbers of rows at which products are timed, about up to `most_rows`: no case has them."""
+    on_cpu = torch.device(device).type == "cpu"
+    rows = (1, 3, 12, 48, 192, 384) if on_cpu else (1, 6, 24, 96, 384, 1536, 6144)
+    if part == "head":  # a row a sequence
+        return rows[:3] if on_cpu else rows[:5]
+    enough = sum(count < most_rows for count in rows) + 1
+    return rows[: max(2, enough)]
 
 
 def rest_cases(backend: TorchBackend, device: str, caches: FilledCaches) -> dict[str, Case]:

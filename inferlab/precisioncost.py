@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from inferlab import quantcost
@@ -19,11 +20,15 @@ from inferlab.errors import UserError
 from inferlab.hardware.datasheets import Datasheet
 from inferlab.models.config import ModelConfig
 from inferlab.models.cost import StepCost, decode_cost, prefill_cost
-from inferlab.quantcost import KernelLaw, RestLaw
+from inferlab.quantcost import RestLaw
 from inferlab.records import Record
 
 BASELINE = "bfloat16"
 METRICS = {"prefill": "ttft_s", "decode": "tpot_s"}
+QUALITY = (
+    "kld_mean_nats", "kld_stderr_nats", "kld_p99_nats", "top1_ratio", "perplexity", "task_score",
+    "task_stderr_ratio",
+)  # fmt: skip
 RANKS = (1, 2, 3, 5, 8, 16, 32, 64, 128, 256, 512)  # of a layer's channels, the largest first
 
 # Bytes that the product of one weight moves, and the rate that it computes at, by the datasheet.
@@ -39,11 +44,35 @@ PAPER = {
 
 
 @dataclass(frozen=True, slots=True)
+class RowsCurve:
+    """Seconds of products by rows, as measured at some numbers of rows: straight lines between.
+
+    One law of two numbers does not fit from one row to hundreds: libraries change their kernels on
+    the way. Beyond the last point its last slope goes on.
+    """
+
+    rows: tuple[float, ...]  # rising
+    measured_s: tuple[float, ...]
+
+    @property
+    def row_s(self) -> float:
+        """What a row adds where there are many."""
+        if len(self.rows) < 2:
+            return self.measured_s[-1] / self.rows[-1]
+        return (self.measured_s[-1] - self.measured_s[-2]) / (self.rows[-1] - self.rows[-2])
+
+    def seconds(self, rows: float) -> float:
+        """Expected seconds over `rows` rows."""
+        beyond = max(0.0, rows - self.rows[-1])
+        return float(np.interp(rows, self.rows, self.measured_s)) + beyond * max(0.0, self.row_s)
+
+
+@dataclass(frozen=True, slots=True)
 class PhaseLaws:
     """Products of one variant: its layers and its head, each as a function of their rows."""
 
-    layers: KernelLaw
-    head: KernelLaw
+    layers: RowsCurve
+    head: RowsCurve
 
     def decode_s(self, rest: RestLaw, batch_size: int, context_len: int) -> float:
         """Expected seconds of a decode step; `rest` is that of decode steps."""
@@ -58,12 +87,12 @@ class PhaseLaws:
 
 
 def laws_of(record: Record, model: str) -> dict[str, PhaseLaws]:
-    """The laws of each variant, fitted to the medians of a record's `products_s`."""
+    """The products of each variant, from the medians of a record's `products_s`."""
     table = record.table("products_s").query("phase == 'products' and model == @model")
-    found: dict[str, dict[str, KernelLaw]] = {}
-    for (variant, part), rows in table.groupby(["variant", "part"], sort=False):
-        law = quantcost.fit_kernel(rows["rows"].tolist(), rows["median"].tolist())
-        found.setdefault(str(variant), {})[str(part)] = law
+    found: dict[str, dict[str, RowsCurve]] = {}
+    for (variant, part), rows in table.sort_values("rows").groupby(["variant", "part"], sort=False):
+        curve = RowsCurve(tuple(rows["rows"]), tuple(rows["median"]))
+        found.setdefault(str(variant), {})[str(part)] = curve
     return {name: PhaseLaws(**parts) for name, parts in found.items() if len(parts) == 2}
 
 
@@ -162,6 +191,17 @@ def bound_counts(record: Record, variant: str, phase: str) -> dict[str, tuple[in
 def floors(cost: StepCost, read_bytes_per_s: float, flops_per_s: float) -> dict[str, float]:
     """`memory_s` and `compute_s` of a step, as a baseline cell states them."""
     return {"memory_s": cost.bytes / read_bytes_per_s, "compute_s": cost.flops / flops_per_s}
+
+
+def quality_table(record: Record, block: str = "quality") -> pd.DataFrame:
+    """One row a case of `block`: variant, copy, alpha, emulated, and every quality metric."""
+    rows = {}
+    for case, info in record.manifest.cases.items():
+        if info.block == block:
+            values = {name: record.estimate(case, name).value for name in record.metrics(case)}
+            params = {key: info.params[key] for key in ("variant", "copy", "alpha", "emulated")}
+            rows[case] = {**params, **{name: values.get(name, math.nan) for name in QUALITY}}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def range_ratios(record: Record, copies: Iterable[str], layer: str) -> dict[str, dict[int, float]]:

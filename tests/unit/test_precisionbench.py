@@ -15,13 +15,19 @@ from inferlab.models.load import load_decoder
 from inferlab.models.projections import projections
 from inferlab.quant.linear8 import FP8Linear, W8A8Linear
 from inferlab.quantbench import FilledCaches
-from inferlab.quantcost import KernelLaw, RestLaw
+from inferlab.quantcost import RestLaw
 from inferlab.roofline import Ceilings
 
 CONFIG = tiny("tiny-64", hidden_size=64, intermediate_size=128, num_q_heads=4, num_kv_heads=2,
               head_dim=16, vocab_size=64)  # fmt: skip
 IDS = torch.arange(256).view(4, 64) % 61
-LAWS = {name: pc.PhaseLaws(KernelLaw(1e-3, 1e-5, False), KernelLaw(1e-4, 1e-6, False))
+
+
+def line(read_s, row_s):
+    return pc.RowsCurve((1, 48), (read_s + row_s, read_s + 48 * row_s))
+
+
+LAWS = {name: pc.PhaseLaws(line(1e-3, 1e-5), line(1e-4, 1e-6))
         for name in ("bfloat16", "autocast", "autocast-kept", "w8a8")}  # fmt: skip
 RESTS = {"prefill": RestLaw(1e-3, 0.0, 0.0), "decode": RestLaw(1e-3, 0.0, 0.0)}
 
@@ -80,7 +86,7 @@ def test_predictions_and_floors_are_stated(opened):
 
 
 def test_the_first_pass_of_a_kept_block_converts_everything(opened):
-    laws = LAWS | {"autocast": pc.PhaseLaws(KernelLaw(9e-3, 0.0, False), LAWS["w8a8"].head)}
+    laws = LAWS | {"autocast": pc.PhaseLaws(line(9e-3, 0.0), LAWS["w8a8"].head)}
     case = pb.prefill_case("autocast-kept", opened[0]["autocast-kept"], 1, 4, None, laws, RESTS)
     assert case.predicted["ttft_s"] > 9e-3
 
@@ -88,7 +94,11 @@ def test_the_first_pass_of_a_kept_block_converts_everything(opened):
 def test_the_rest_is_fitted_on_shapes_of_its_own():
     cases = pb.rest_cases(TorchBackend(plain("bfloat16")), "cpu", FilledCaches())
     assert len(cases) == 6 and {c.params["phase"] for c in cases.values()} == set(pc.METRICS)
-    assert not set(pb.probe_rows("cpu", "layers")) & {32, 128, 512}
+    for device in ("cpu", "cuda"):
+        rows = pb.probe_rows(device, "layers", 512)
+        assert not set(rows) & {32, 128, 512} and rows[-1] >= 384
+        assert pb.probe_rows(device, "layers", 4)[-1] <= 12
+        assert len(pb.probe_rows(device, "head", 512)) >= 3
 
 
 @pytest.mark.parametrize("linear", LINEARS)

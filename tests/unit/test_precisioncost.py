@@ -10,14 +10,20 @@ from inferlab.errors import UserError
 from inferlab.hardware.datasheets import DATASHEETS
 from inferlab.models.config import get_config
 from inferlab.models.cost import decode_cost, prefill_cost
-from inferlab.precisioncost import PhaseLaws
-from inferlab.quantcost import KernelLaw, RestLaw
+from inferlab.precisioncost import PhaseLaws, RowsCurve
+from inferlab.quantcost import RestLaw
 from inferlab.records import CaseInfo, Record
 
 MODEL = "smollm2-135m"
+
+
+def line(read_s, row_s):
+    return RowsCurve((1, 48), (read_s + row_s, read_s + 48 * row_s))
+
+
 LAWS = {
-    "bfloat16": PhaseLaws(KernelLaw(6e-3, 1e-4, False), KernelLaw(1e-3, 2e-5, False)),
-    "w8a8": PhaseLaws(KernelLaw(3e-3, 5e-5, False), KernelLaw(1e-3, 2e-5, False)),
+    "bfloat16": PhaseLaws(line(6e-3, 1e-4), line(1e-3, 2e-5)),
+    "w8a8": PhaseLaws(line(3e-3, 5e-5), line(1e-3, 2e-5)),
 }
 RESTS = {"prefill": RestLaw(2e-3, 1e-5, 1e-8), "decode": RestLaw(2e-3, 1e-4, 1e-7)}
 H200, LARGE = DATASHEETS["h200"], get_config("llama-3.1-8b")
@@ -71,6 +77,14 @@ def test_laws_and_rests_are_found_again():
             assert laws[variant].prefill_s(rests["prefill"], batch, length) == pytest.approx(
                 law.prefill_s(RESTS["prefill"], batch, length), rel=1e-3
             )
+
+
+def test_a_curve_goes_through_its_points_and_on_with_its_last_slope():
+    curve = RowsCurve((1, 4, 8), (2.0, 2.0, 4.0))
+    assert [curve.seconds(n) for n in (1, 2, 4, 6, 8, 12)] == [2, 2, 2, 3, 4, 6]
+    assert curve.row_s == 0.5
+    assert RowsCurve((2,), (3.0,)).seconds(4) == 6.0
+    assert RowsCurve((1, 2), (3.0, 2.9)).seconds(9) == pytest.approx(2.9)  # never below its end
 
 
 def test_a_prefill_runs_its_head_over_one_row_a_sequence():
@@ -141,3 +155,20 @@ def test_ranges_come_back_by_copy_and_rank():
     table = pc.outliers(one)
     assert dict(zip(table["kind"], table["median"], strict=True)) == {"plain": 90, "rotated": 2}
     assert not any(math.isnan(value) for value in table["median"])
+
+
+def test_quality_is_one_row_a_case_with_gaps_where_nothing_was_asked():
+    cases = {
+        f"quality/{key}": CaseInfo(
+            params={"variant": key, "copy": "plain", "alpha": None, "emulated": key == "fp8-row"},
+            block="quality",
+        )
+        for key in ("int8", "fp8-row")
+    }
+    rows = [(name, "kld_mean_nats", 0.01, 0, "ok") for name in cases]
+    rows += [("quality/int8", "task_score", 0.5, 0, "ok")]
+    found = pc.quality_table(record(cases, rows))
+    assert list(found["emulated"]) == [False, True]
+    assert found.loc["quality/int8", "task_score"] == 0.5
+    assert math.isnan(found.loc["quality/fp8-row", "task_score"])
+    assert pc.quality_table(record(), "short").empty
