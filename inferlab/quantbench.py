@@ -33,6 +33,7 @@ from inferlab.models.projections import replace_weights
 from inferlab.profiles import Profile
 from inferlab.quant.formats import get_format
 from inferlab.recorder import Case
+from inferlab.stepprofile import operator_shares
 from inferlab.trace import Request, Trace
 from inferlab.workload import uniform_batch
 
@@ -273,6 +274,18 @@ def products_case(variant: str, decoder: Decoder, rows: int) -> Case:
 
     params = {"model": decoder.config.name, "variant": variant, "rows": rows, "phase": "products"}
     return Case(run, params)
+
+
+def profile_case(variant: str, backend: Backend, context_len: int, caches: FilledCaches) -> Case:
+    """Where the operators of one step at batch size 1 spend their time, and how many there are."""
+    decoder = backend.decoder
+
+    def run() -> dict[str, float]:
+        step = functools.partial(decode_trace, decoder, 1, context_len, 0, caches)
+        return operator_shares(step, decoder.device)
+
+    params = {**_described(variant, backend), "phase": "profile", "batch_size": 1}
+    return Case(run, {**params, "context_len": context_len})
 
 
 def _described(variant: str, backend: Backend) -> dict[str, Any]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,7 +82,9 @@ def load_decoder(
 
 def load_tokenizer(model: str | ModelConfig) -> Any:
     """The model's tokenizer, from the cache folder; no code from elsewhere is run."""
-    from transformers import AutoTokenizer
+    with warnings.catch_warnings():  # in a notebook without ipywidgets tqdm says so
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(
         ensure_model(resolve_config(model).name), local_files_only=True

@@ -45,10 +45,15 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N]."""
-        y = self.multiply(x.reshape(-1, self.in_features).to(self.dtype).contiguous())
+        # A decode step calls this for every product, so conversions that do nothing are left out.
+        rows = x.reshape(-1, self.in_features)
+        if rows.dtype != self.dtype:
+            rows = rows.to(self.dtype)
+        y = self.multiply(rows if rows.is_contiguous() else rows.contiguous())
         if self.bias is not None:
             y = y + self.bias
-        return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
+        y = y.view(*x.shape[:-1], self.out_features)
+        return y if y.dtype == x.dtype else y.to(x.dtype)
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """[M, K] -> [M, N], without the bias."""
