@@ -55,11 +55,11 @@ def ranges_by_rank(ax: Axes, ranges: Mapping[str, Mapping[int, float]]) -> None:
 
     `ranges` is copy of the model -> rank -> ratio. A flat line has no outliers.
     """
-    for kind, by_rank in ranges.items():
+    for place, (kind, by_rank) in enumerate(ranges.items()):
         style = style_of(kind)
         ranks = sorted(by_rank)
         ax.plot(ranks, [by_rank[rank] for rank in ranks], marker=style.marker, color=style.color,
-                ls=style.linestyle, mec="white", label=kind)  # fmt: skip
+                ls=style.linestyle, mec="white", label=kind, **_below(place))  # fmt: skip
     ax.axhline(1, color=QUIET, ls=":")
     ax.set(xscale="log", yscale="log", xlabel="channels by range, largest first, log scale",
            ylabel="range / median channel, log scale")  # fmt: skip
@@ -73,10 +73,10 @@ def outliers_by_layer(ax: Axes, table: pd.DataFrame) -> None:
 
     `table` has the columns `kind`, `layer` and `median` (the ratio).
     """
-    for kind, rows in table.groupby("kind", sort=False):
+    for place, (kind, rows) in enumerate(table.groupby("kind", sort=False)):
         style, rows = style_of(str(kind)), rows.sort_values("layer")
         ax.plot(rows["layer"], rows["median"], marker=style.marker, color=style.color,
-                ls=style.linestyle, mec="white", ms=5, label=kind)  # fmt: skip
+                ls=style.linestyle, mec="white", label=kind, **_below(place))  # fmt: skip
     ax.set(yscale="log", xlabel="layer", ylabel="largest / median channel, log scale")
     plain_ticks(ax.yaxis)
     ax.legend()
@@ -100,3 +100,8 @@ def quality_by_alpha(
            ylabel="mean KL divergence (nats), log scale")  # fmt: skip
     plain_ticks(ax.yaxis)
     ax.legend()
+
+
+def _below(place: int) -> dict[str, float]:
+    """Line and marker of the copy drawn at `place`: wider below, so that equal lines both show."""
+    return {"lw": max(1.2, 4.0 - 1.2 * place), "ms": max(4.0, 9.0 - 2.0 * place)}
