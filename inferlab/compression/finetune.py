@@ -26,7 +26,7 @@ from inferlab.models.projections import quantizable, replace_projection
 from inferlab.quant.formats import WeightFormat, get_format
 from inferlab.quant.grid import quantize
 
-LEARNING_RATE = 1e-4
+LEARNING_RATE = 5e-4  # of each matrix's root mean square
 WARMUP_STEPS = 4
 BETAS = (0.9, 0.95)  # the second moment forgets within the few steps that there are
 
@@ -80,8 +80,10 @@ def finetune_quantized(
     `decoder` is float32 and unquantized, and stays so: round it with `quantize_decoder(decoder,
     format, "rtn")` afterwards, with the same `keep`. `reference` is a decoder of the same function
     of any dtype. `token_ids` [n, T] is read in shuffled windows, `tokens_per_step` at a time, over
-    again when it ends. AdamW, learning rate warmed up and then lowered to 0 linearly. Embedding
-    (and a head tied to it), norms and biases stay.
+    again when it ends. AdamW, learning rate warmed up and then lowered to 0 linearly. A matrix's
+    rate is `learning_rate` times its root mean square: the distance between codes goes with the
+    size of the weights, which differs tenfold between layers. Embedding (and a head tied to it),
+    norms and biases stay.
 
     UserError for a loss that is not finite, and when interrupted: the weights are then those of the
     last step whose loss was.
@@ -116,7 +118,9 @@ def _train(
 ) -> list[float]:
     for weight in masters:
         weight.requires_grad_(True)
-    optimizer = torch.optim.AdamW(masters, lr=learning_rate, betas=BETAS, weight_decay=0.0)
+    rates = [learning_rate * weight.detach().square().mean().sqrt().item() for weight in masters]
+    groups = [{"params": [weight], "lr": rate} for weight, rate in zip(masters, rates, strict=True)]
+    optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0)
     losses: list[float] = []
     good = [weight.detach().clone() for weight in masters]  # of the last finite loss
     try:
@@ -126,8 +130,8 @@ def _train(
             _keep_weights(masters, good)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * _schedule(step, len(batches))
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * _schedule(step, len(batches))
             optimizer.step()
             finite = all(bool(torch.isfinite(weight).all()) for weight in masters)
             _refuse_divergence(finite, step, learning_rate)

@@ -25,7 +25,7 @@ from inferlab.quant.grid import quantize
 
 def tune(decoder=None, steps=30, **changes):
     decoder = decoder or make_decoder()
-    settings = {"learning_rate": 1e-3, "tokens_per_step": 256, **changes}
+    settings = {"learning_rate": 5e-3, "tokens_per_step": 256, **changes}
     return decoder, finetune_quantized(
         decoder, make_decoder(decoder.config), text(160), "int4-channel", steps, **settings
     )
