@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 import torch
-from compression_examples import all_logits, lively_weights, make_decoder, text
+from compression_examples import all_logits, divergence, lively_weights, make_decoder, text
 from tiny_models import TINY, tiny
 
 from inferlab.errors import UserError
@@ -138,3 +138,18 @@ def test_all_kinds_are_named():
     for kind in KINDS[1:]:
         config = equivalent_config(TINY["llama"], kind)
         assert dataclasses.replace(config, name="tiny-llama", tie_embeddings=True) == TINY["llama"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["rotated", "permuted", "hadamard"])
+def test_the_embedded_model_stays_itself(kind):
+    ids = text(1, 24, vocab_size=49152)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        expected = all_logits(load_equivalent("smollm2-135m"), ids)
+        copy = load_equivalent("smollm2-135m", kind)
+        assert relative(all_logits(copy, ids), expected) < 1e-3
+        assert divergence(copy, expected, ids) < 1e-6
+    finally:
+        torch.set_num_threads(threads)
