@@ -20,15 +20,14 @@ from inferlab.backends.base import Backend, load_backend
 from inferlab.backends.torch import TorchBackend
 from inferlab.decoding.sampling import GREEDY, choose
 from inferlab.errors import UserError
+from inferlab.filledcache import FilledCaches
 from inferlab.hardware.facts import describe_machine
 from inferlab.hardware.probes import synchronize
-from inferlab.kvcache import KVCache
 from inferlab.metrics import itl_s
 from inferlab.models.config import get_config
 from inferlab.models.cost import weight_bytes
 from inferlab.models.decoder import Decoder
 from inferlab.models.load import load_decoder
-from inferlab.models.placement import check_host_memory
 from inferlab.models.projections import replace_weights
 from inferlab.profiles import Profile
 from inferlab.quant.formats import get_format
@@ -163,40 +162,17 @@ def _check_room(model: str, dtype: str, device: str, num_open: int) -> None:
         raise UserError(f"no room on {device} for another copy of {model} beside {num_open} others")
 
 
-class FilledCaches:
-    """The cache of one shape at a time, full of a constant, lent to every variant in turn."""
-
-    def __init__(self) -> None:
-        self._key: tuple | None = None
-        self._cache: KVCache | None = None
-
-    def lend(self, decoder: Decoder, batch_size: int, context_len: int, steps: int) -> KVCache:
-        """A static cache that holds `context_len` positions and has room for `steps` more."""
-        config, capacity = decoder.config, context_len + steps
-        key = (config, decoder.dtype, decoder.device, batch_size, context_len, capacity)
-        if self._key != key:
-            self._key = self._cache = None  # let go of the old one first
-            shape = (batch_size, config.num_kv_heads, context_len, config.head_dim)
-            size = 2 * config.num_layers * batch_size * config.kv_size * capacity
-            check_host_memory(size * decoder.dtype.itemsize, "the cache of a cell", decoder.device)
-            cache = decoder.new_cache("static", batch_size, capacity)
-            constant = torch.full((1,), 0.01, dtype=decoder.dtype, device=decoder.device)
-            for layer in range(config.num_layers):
-                cache.update(layer, constant.expand(shape), constant.expand(shape))
-            self._key, self._cache = key, cache
-        self._cache.length = context_len
-        return self._cache
-
-
 def decode_trace(
     decoder: Decoder, batch_size: int, context_len: int, steps: int, caches: FilledCaches
 ) -> Trace:
     """`steps` + 1 greedy decode steps of B sequences that hold `context_len` positions each.
 
-    The first one is the first token of the trace, so TPOT is the mean of the other `steps`.
+    The first one is the first token of the trace, so TPOT is the mean of the other `steps`. On a
+    GPU the steps are replayed from CUDA graphs: they wait for memory and not for the host.
     """
     device = decoder.device
     cache = caches.lend(decoder, batch_size, context_len, steps + 1)
+    take_step = caches.stepper(decoder)
     tokens = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
     positions = torch.arange(context_len, context_len + steps + 1, device=device)[None]
     events = []
@@ -204,7 +180,7 @@ def decode_trace(
         synchronize(device)
         start = time.perf_counter()
         for step in range(steps + 1):
-            logits = decoder(tokens, cache, positions[:, step : step + 1])
+            logits = take_step(tokens, cache, positions[:, step : step + 1])
             tokens = choose(logits, GREEDY, None)[:, None]
             synchronize(device)
             events.append((time.perf_counter() - start, 1))
@@ -280,8 +256,13 @@ def profile_case(variant: str, backend: Backend, context_len: int, caches: Fille
     """Where the operators of one step at batch size 1 spend their time, and how many there are."""
     decoder = backend.decoder
 
+    @torch.inference_mode()
+    def step() -> None:  # from the host, also on a GPU: a replayed graph has no operators
+        cache = caches.lend(decoder, 1, context_len, 1)
+        decoder(torch.zeros(1, 1, dtype=torch.int64, device=decoder.device), cache,
+                torch.full((1, 1), context_len, device=decoder.device))  # fmt: skip
+
     def run() -> dict[str, float]:
-        step = functools.partial(decode_trace, decoder, 1, context_len, 0, caches)
         return operator_shares(step, decoder.device)
 
     params = {**_described(variant, backend), "phase": "profile", "batch_size": 1}

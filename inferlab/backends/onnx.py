@@ -39,6 +39,7 @@ from inferlab.workload import Workload
 
 NO_TOKEN = -1  # fills up shorter prompts: a token id that no prompt can have
 END_TOKEN_TRIALS = 16
+MOST_ROWS = 32  # sequences that GenAI takes at once
 # What the graphs keep activations and the KV cache in, by device and precision.
 ACTIVATIONS = {
     "cpu": {"int4": "float32", "int8": "float32", "fp32": "float32"},
@@ -123,12 +124,16 @@ class OnnxBackend:
         check_token_ids(self.config, int(token_ids.min()), int(token_ids.max()))
         needed = 2 * 4 * token_ids.numel() * self.config.vocab_size
         check_host_memory(needed, f"logits of {token_ids.numel()} positions", torch.device("cpu"))
+        parts = []
         try:
-            generator = self._generator(FULL_GRAPH, rows, 1)
-            generator.append_tokens(np.array(rows, dtype=np.int32))
-            return torch.from_numpy(np.array(generator.get_output("logits"), dtype=np.float32))
+            for start in range(0, len(rows), MOST_ROWS):
+                part = rows[start : start + MOST_ROWS]
+                generator = self._generator(FULL_GRAPH, part, 1)
+                generator.append_tokens(np.array(part, dtype=np.int32))
+                parts.append(np.array(generator.get_output("logits"), dtype=np.float32))
         except RuntimeError as error:
             raise _readable(error) from error
+        return torch.from_numpy(np.concatenate(parts))
 
     def _generate(
         self, graph: str, padded: list[list[int]], steps: int

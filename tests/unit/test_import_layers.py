@@ -27,8 +27,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("backends",),
     (
         "journal", "recorder", "calibration", "bench", "fitting", "cachecost", "cachebench",
-        "kernelfit", "stepprofile", "quantcost", "quantbench", "quantquality", "precisioncost",
-        "precisionbench", "precisionquality",
+        "kernelfit", "stepprofile", "filledcache", "quantcost", "quantbench", "quantquality",
+        "precisioncost", "precisionbench", "precisionquality",
         "omission", "synchronization", "latency_tables", "measure", "doctor", "runner", "execute",
         "report", "exercises", "pages", "cli", "__main__",
     ),
