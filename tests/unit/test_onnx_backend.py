@@ -99,6 +99,9 @@ def test_logits_have_all_positions_in_float32(make):
     backend = make()
     logits = backend.logits(torch.zeros(2, 7, dtype=torch.int64))
     assert logits.shape == (2, 7, VOCABULARY) and logits.dtype == torch.float32
+    many = torch.arange(onnx.MOST_ROWS + 3)[:, None] % VOCABULARY  # more than it takes at once
+    apart = torch.cat([backend.logits(row[None]) for row in many])
+    assert torch.equal(backend.logits(many), apart)
     with pytest.raises(UserError, match=r"must be \[B, T\]"):
         backend.logits(torch.zeros(7, dtype=torch.int64))
     with pytest.raises(UserError, match="token id 61 lies outside"):
