@@ -56,7 +56,7 @@ def quantize(weight: torch.Tensor, format: WeightFormat) -> Quantized:
     """Round [N, K] `weight` to the nearest point of the grid of each group.
 
     |w - dequantized| is at most half a scale, plus what rounding scale and offset to bfloat16
-    moves the ends of the grid: up to 2**-9 of the group's largest magnitude. A group of equal
+    moves the ends of the grid: up to 2**-8 of the group's largest magnitude. A group of equal
     weights is exact as far as bfloat16 holds its value. Raises UserError for inf, NaN, magnitudes
     whose grid would overflow, and inputs that do not divide into groups.
     """

@@ -135,7 +135,7 @@ def code_cells(body: str) -> list[tuple[str, str]]:
         r"^(`{3,})\{code-cell\}[^\n]*\n(.*?)^\1\s*$", body, re.DOTALL | re.MULTILINE
     ):
         inside = match[2]
-        header = re.match(r"---\n.*?\n---\n|(?::[\w-]+:.*\n)*", inside, re.DOTALL)
+        header = re.match(r"---\n.*?\n---\n|(?::[^\n]*\n)*", inside, re.DOTALL)
         options = header[0] if header else ""
         cells.append((options, inside[len(options) :].strip("\n")))
     return cells
