@@ -65,6 +65,10 @@ GATES: dict[str, Callable[[], list[str]]] = {
 }
 
 
+# The peer of lab 10 is exported before, so that no line about it lands in a compared output.
+PREPARE = {"labs": [sys.executable, "-m", "inferlab.models.onnx_export"]}
+
+
 def run_gate(name: str) -> tuple[bool, str, float]:
     """(passed, closing line, seconds); the output is shown while it runs."""
     command = GATES[name]()
@@ -82,6 +86,8 @@ def run_gate(name: str) -> tuple[bool, str, float]:
     }
     settings.pop("RECORD", None)
     closing = ""
+    if name in PREPARE:
+        subprocess.run(PREPARE[name], cwd=ROOT, env=settings, check=False)  # noqa: S603
     process = subprocess.Popen(  # noqa: S603
         command,
         cwd=ROOT,

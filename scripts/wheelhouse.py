@@ -35,7 +35,8 @@ PRESENT = ("torch", "triton", "transformers", "tokenizers", "safetensors", "hugg
            "numpy", "scipy", "pandas", "pyarrow", "matplotlib", "pyyaml", "psutil", "packaging",
            "tqdm", "requests", "regex", "filelock", "jinja2", "setuptools", "wheel", "pillow",
            "python-dateutil", "six", "pip", "contourpy", "cycler", "fonttools", "kiwisolver",
-           "pyparsing", "certifi", "charset-normalizer", "idna", "urllib3", "sympy", "mpmath")  # fmt: skip
+           "pyparsing", "certifi", "charset-normalizer", "idna", "urllib3", "sympy",
+           "mpmath")  # fmt: skip
 # What labs, records and their tests need there; the book itself is built elsewhere.
 NEEDED = ("pydantic", "pandera", "typer", "rich", "seaborn", "gguf", "nvidia-ml-py", "nbclient",
           "nbformat", "ipykernel", "nbval", "pytest", "pytest-timeout", "hypothesis",

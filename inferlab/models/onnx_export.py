@@ -23,7 +23,7 @@ import torch
 
 from inferlab.errors import UserError
 from inferlab.models.cachefolder import CachedFolder, cache_root
-from inferlab.models.config import ModelConfig
+from inferlab.models.config import ModelConfig, get_config
 from inferlab.models.cost import weight_bytes
 from inferlab.models.equivalent import equivalent_config, save_equivalent
 from inferlab.models.fetch import Progress
@@ -213,3 +213,17 @@ def run_builder(source: Path, folder: Path, options: ExportOptions, tied: bool) 
         f"the ONNX export failed: {last.strip()[:200]}; check that {', '.join(PACKAGES)} have the "
         "versions of requirements.txt"
     )
+
+
+def main() -> int:
+    """Export the embedded model ahead of time; 0, or the exit code of an error."""
+    try:
+        print(ensure_export(get_config("smollm2-135m"), ExportOptions()))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
