@@ -28,6 +28,7 @@ from inferlab.models.cost import dtype_bytes, weight_bytes
 from inferlab.models.hf import to_hf_config
 from inferlab.models.load import ensure_model, open_weights, resolve_config
 from inferlab.models.placement import check_host_memory, torch_device, torch_dtype
+from inferlab.quant.torchao_linear import preload
 from inferlab.workload import Workload
 
 
@@ -124,6 +125,7 @@ def load(
         warnings.filterwarnings("ignore", message="IProgress not found")
         from transformers import AutoModelForCausalLM
 
+    preload()
     config = resolve_config(model)
     number, place = torch_dtype(dtype), torch_device(device)
     check_host_memory(weight_bytes(config, dtype), f"loading {config.name} in {dtype}", place)

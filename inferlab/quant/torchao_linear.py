@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +86,13 @@ def _convert(plain: torch.Tensor, format: WeightFormat) -> torch.Tensor:
     holder.weight = nn.Parameter(plain, requires_grad=False)
     quantize_(holder, config)
     return holder.weight
+
+
+def preload() -> None:
+    """Import torchao, where it is installed, without its remarks: transformers does so aloud."""
+    with _quiet(), suppress(ImportError):
+        import torchao.prototype.mx_formats
+        import torchao.quantization  # noqa: F401
 
 
 @contextmanager
