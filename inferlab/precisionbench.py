@@ -23,12 +23,11 @@ from inferlab.backends.torch import TorchBackend
 from inferlab.compression.lowprecision import replace_linears
 from inferlab.errors import UserError
 from inferlab.fitting import fit_shapes
-from inferlab.hardware.facts import describe_machine
 from inferlab.hardware.probes import synchronize
-from inferlab.models.config import get_config
 from inferlab.models.cost import decode_cost, prefill_cost, weight_bytes
 from inferlab.models.decoder import Decoder
-from inferlab.models.load import load_decoder
+from inferlab.models.load import load_decoder, resolve_config
+from inferlab.models.placement import check_device_room
 from inferlab.models.projections import projections
 from inferlab.precisioncost import BASELINE, PhaseLaws, floors
 from inferlab.quantbench import FilledCaches, decode_trace, step_metrics
@@ -108,13 +107,11 @@ def check_room(model: str, variant: Variant, device: str, has_others: bool) -> N
     kind = torch.device(device).type
     if kind not in variant.on:
         raise UserError(f"{variant.linear} has no kernel on {kind}: only its quality is measured")
-    if describe_machine(device).accelerator is None or not has_others:
-        return  # loading asks for a host's memory itself
-    # Plain weights are quantized one projection after the other: both are there for a while.
-    needed = (1.6 if variant.linear else 1.1) * weight_bytes(get_config(model), variant.dtype)
-    free, _ = torch.cuda.mem_get_info(device)
-    if needed > free:
-        raise UserError(f"no room on {device} for {model} in {variant.dtype} beside the others")
+    if has_others:
+        # Plain weights are quantized one projection after the other: both are there for a while.
+        copies = 1.6 if variant.linear else 1.1
+        needed = weight_bytes(resolve_config(model), variant.dtype)
+        check_device_room(copies * needed, f"{model} in {variant.dtype} beside the others", device)
 
 
 def _open_exact(variant: Variant, decoder: Decoder, weights: str) -> TorchBackend:

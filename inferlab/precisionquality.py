@@ -19,7 +19,7 @@ from inferlab.compression.lowprecision import replace_linears
 from inferlab.compression.observe import InputStats, observe
 from inferlab.models.equivalent import load_equivalent
 from inferlab.models.load import load_decoder
-from inferlab.models.projections import PARTS, pack_plain
+from inferlab.models.projections import PARTS
 from inferlab.precisionbench import VARIANTS
 from inferlab.precisioncost import RANKS
 from inferlab.quality.compare import Reference, compare
@@ -60,7 +60,7 @@ def build(row: Row, judge: Judge, calibration: torch.Tensor | None = None) -> An
         return replace_linears(decoder, variant.linear, ids)
     if variant.autocast:
         return AutocastDecoder(decoder)
-    pack_plain(decoder)
+    decoder.pack()
     return decoder
 
 

@@ -21,13 +21,12 @@ from inferlab.backends.torch import TorchBackend
 from inferlab.decoding.sampling import GREEDY, choose
 from inferlab.errors import UserError
 from inferlab.filledcache import FilledCaches
-from inferlab.hardware.facts import describe_machine
 from inferlab.hardware.probes import synchronize
 from inferlab.metrics import itl_s
-from inferlab.models.config import get_config
 from inferlab.models.cost import weight_bytes
 from inferlab.models.decoder import Decoder
-from inferlab.models.load import load_decoder
+from inferlab.models.load import load_decoder, resolve_config
+from inferlab.models.placement import check_device_room
 from inferlab.models.projections import replace_weights
 from inferlab.profiles import Profile
 from inferlab.quant.formats import get_format
@@ -121,7 +120,10 @@ def open_variants(
     skipped: dict[str, str] = {}
     for name in names:
         try:
-            _check_room(model, dtype, device, len(opened))
+            if opened:  # a plain copy of the weights and its codes are both there for a while
+                needed = 1.8 * weight_bytes(resolve_config(model), dtype)
+                what = f"another copy of {model} beside {len(opened)} others"
+                check_device_room(needed, what, device)
             opened[name] = _open(VARIANTS[name], model, dtype, device, weights)
         except UserError as error:
             skipped[name] = str(error)
@@ -149,17 +151,6 @@ def genai_int4(model: str, device: str, equivalent: str = "plain") -> Backend:
     return load_backend(
         "onnx", model, ACTIVATIONS[kind]["int4"], device, precision="int4", equivalent=equivalent
     )
-
-
-def _check_room(model: str, dtype: str, device: str, num_open: int) -> None:
-    """Refuse another variant when a plain copy of the weights and its codes may not fit a GPU."""
-    machine = describe_machine(device)
-    if machine.accelerator is None:
-        return  # loading asks for the host's memory itself
-    needed = 1.8 * weight_bytes(get_config(model), dtype)
-    free, _ = torch.cuda.mem_get_info(device)
-    if num_open and needed > free:
-        raise UserError(f"no room on {device} for another copy of {model} beside {num_open} others")
 
 
 def decode_trace(

@@ -19,7 +19,7 @@ from inferlab.models.decoder import Decoder
 from inferlab.models.equivalent import load_equivalent
 from inferlab.models.load import load_decoder, load_tokenizer
 from inferlab.models.placement import available_bytes
-from inferlab.models.projections import pack_plain, projections
+from inferlab.models.projections import projections
 from inferlab.quality.compare import KEPT_BYTES, Reference, compare
 from inferlab.quality.task import TaskResult, load_questions, paired_flips, score
 from inferlab.quality.text import calibration_ids, load_text
@@ -97,7 +97,7 @@ def rounded_copy(
     """
     decoder = load_equivalent(judge.model, copy, BASELINE, judge.device, judge.seed)
     if method == NONE:
-        pack_plain(decoder)
+        decoder.pack()
         return decoder
     if method == LAYERS_ONLY:
         return quantize_decoder(decoder, format, "rtn", None, "rounded", (*judge.keep, "head"))
@@ -113,7 +113,7 @@ def finetuned_copy(
     """A copy that was trained with rounded weights and then rounded to nearest; its losses."""
     student = load_equivalent(judge.model, copy, "float32", judge.device, judge.seed)
     teacher = load_equivalent(judge.model, "plain", BASELINE, judge.device)
-    pack_plain(teacher)
+    teacher.pack()
     losses = finetune_quantized(
         student, teacher, judge.calibration, format, steps,
         tokens_per_step=tokens_per_step, keep=judge.keep, seed=judge.seed,

@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
+import torch
+
 from inferlab.errors import UserError
 from inferlab.models.config import ModelConfig, get_config
+from inferlab.models.cost import dtype_bytes
+from inferlab.models.placement import check_host_memory
 from inferlab.trace import Request, Trace
 from inferlab.workload import Workload
 
@@ -107,6 +111,24 @@ def check_token_ids(config: ModelConfig, lowest: int, highest: int) -> None:
             f"token id {wrong} lies outside the vocabulary of {config.name} "
             f"({config.vocab_size} tokens)"
         )
+
+
+def check_batch(
+    config: ModelConfig,
+    dtype: str,
+    workload: Workload,
+    cache_ratio: float,
+    device: torch.device,
+    more_bytes: float = 0,
+) -> None:
+    """Refuse a batch that the model was not made for, or that a CPU's memory cannot hold.
+
+    `cache_ratio` as in `batch_bytes`; `more_bytes` come on top.
+    """
+    total = check_prompts(config, workload)
+    needed = batch_bytes(config, dtype_bytes(dtype), workload, cache_ratio) + more_bytes
+    what = f"a batch of {workload.batch_size} with {total} positions each"
+    check_host_memory(needed, what, device)
 
 
 def trace_of_batch(workload: Workload, step_times: Sequence[float], meta: dict) -> Trace:

@@ -16,15 +16,14 @@ import torch
 
 from inferlab.backends.base import (
     BackendRun,
-    batch_bytes,
-    check_prompts,
+    check_batch,
     check_static_batch,
     trace_of_batch,
 )
 from inferlab.decoding.generate import PAD_TOKEN_ID
 from inferlab.hardware.probes import synchronize
 from inferlab.models.config import ModelConfig
-from inferlab.models.cost import dtype_bytes, weight_bytes
+from inferlab.models.cost import weight_bytes
 from inferlab.models.hf import to_hf_config
 from inferlab.models.load import ensure_model, open_weights, resolve_config
 from inferlab.models.placement import check_host_memory, torch_device, torch_dtype
@@ -76,7 +75,7 @@ class HFBackend:
     def run(self, workload: Workload) -> BackendRun:
         """Serve one static batch, left-padded; the device is synchronized at each step."""
         check_static_batch(workload)
-        self._check(workload)
+        check_batch(self.config, self.dtype, workload, 1.1, self.device)
         lengths = [spec.prompt_len for spec in workload.requests]
         output_lens = [spec.output_len for spec in workload.requests]
         longest, steps = max(lengths), max(output_lens)
@@ -108,12 +107,6 @@ class HFBackend:
         }
         times = [moment - start for moment in clock.step_times]
         return BackendRun(trace_of_batch(workload, times, meta), token_ids)
-
-    def _check(self, workload: Workload) -> None:
-        total = check_prompts(self.config, workload)
-        needed = batch_bytes(self.config, dtype_bytes(self.dtype), workload, 1.1)
-        what = f"a batch of {workload.batch_size} with {total} positions each"
-        check_host_memory(needed, what, self.device)
 
 
 def load(

@@ -20,8 +20,7 @@ import torch
 
 from inferlab.backends.base import (
     BackendRun,
-    batch_bytes,
-    check_prompts,
+    check_batch,
     check_static_batch,
     check_token_ids,
     trace_of_batch,
@@ -29,7 +28,6 @@ from inferlab.backends.base import (
 from inferlab.backends.genai import check_provider, import_genai
 from inferlab.errors import MeasurementError, UserError
 from inferlab.models.config import ModelConfig
-from inferlab.models.cost import dtype_bytes
 from inferlab.models.equivalent import equivalent_config
 from inferlab.models.load import resolve_config
 from inferlab.models.onnx_export import ExportOptions, ensure_export
@@ -217,13 +215,11 @@ class OnnxBackend:
         return self._models[graph]
 
     def _check_memory(self, workload: Workload, equal: bool) -> None:
-        total = check_prompts(self.config, workload)
-        needed = batch_bytes(self.config, dtype_bytes(self.dtype), workload, 1.0)
+        more = 0
         if not equal:  # logits of all prompt positions
             longest = max(spec.prompt_len for spec in workload.requests)
-            needed += 4 * workload.batch_size * longest * self.config.vocab_size
-        what = f"a batch of {workload.batch_size} with {total} positions each"
-        check_host_memory(needed, what, self.device)
+            more = 4 * workload.batch_size * longest * self.config.vocab_size
+        check_batch(self.config, self.dtype, workload, 1.0, self.device, more)
 
 
 def load(

@@ -41,11 +41,3 @@ def run_block(decoder: Decoder, index: int, x: torch.Tensor) -> torch.Tensor:
     windows, length, _ = x.shape
     rope = decoder.reserve(length)[None, :length, None].chunk(2, dim=-1)
     return decoder.layers[index](x, rope, decoder.new_cache("none", windows, length), None)
-
-
-def final_hidden(decoder: Decoder, token_ids: torch.Tensor) -> torch.Tensor:
-    """[n, T] -> [n, T, H]: what the head reads."""
-    windows, length = token_ids.shape
-    positions = torch.arange(length, device=decoder.device)[None]
-    cache = decoder.new_cache("none", windows, length)
-    return decoder.norm(decoder.residual_stream(token_ids, cache, positions))

@@ -24,7 +24,7 @@ from inferlab.models.fetch import sha256_file
 from inferlab.models.placement import dtype_name, torch_device, torch_dtype
 from inferlab.models.projections import projections, replace_projection
 from inferlab.quant.formats import WeightFormat
-from inferlab.quant.grid import Quantized
+from inferlab.quant.grid import Quantized, pair_codes, pairs_fit, unpair_codes
 from inferlab.quant.linear import QuantizedLinear, make_linear
 
 SCHEMA = "inferlab.quantized/1"
@@ -151,9 +151,8 @@ def _fill(
 def _to_file(quantized: Quantized) -> dict[str, torch.Tensor]:
     """Codes, two a byte where they fit; scales and offsets as bfloat16, which is exact."""
     codes = quantized.codes.cpu()
-    if _paired(quantized.format, codes.shape[1]):
-        unsigned = (codes + 8).to(torch.uint8)
-        codes = unsigned[:, ::2] | (unsigned[:, 1::2] << 4)
+    if pairs_fit(quantized.format, codes.shape[1]):
+        codes = pair_codes(codes)
     tensors = {"codes": codes.contiguous(), "scales": quantized.scales.cpu().bfloat16()}
     if quantized.offsets is not None:
         tensors["offsets"] = quantized.offsets.cpu().bfloat16()
@@ -166,8 +165,8 @@ def _from_file(
     """Take one layer's tensors out of `tensors`; KeyError or ValueError when they do not fit."""
     codes, scales = tensors.pop(f"{name}.codes"), tensors.pop(f"{name}.scales")
     offsets = None if format.symmetric else tensors.pop(f"{name}.offsets")
-    if _paired(format, shape[1]) and codes.dtype == torch.uint8:
-        codes = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(1).to(torch.int8) - 8
+    if pairs_fit(format, shape[1]) and codes.dtype == torch.uint8:
+        codes = unpair_codes(codes)
     if tuple(codes.shape) != shape or codes.dtype != torch.int8:
         raise ValueError(f"the codes of {name} are {list(codes.shape)} of {codes.dtype}")
     first, last = format.code_range
@@ -178,10 +177,6 @@ def _from_file(
     if codes.min() < first or codes.max() > last:
         raise ValueError(f"the codes of {name} are outside {first} to {last}")
     return Quantized(codes, scales.float(), None if offsets is None else offsets.float(), format)
-
-
-def _paired(format: WeightFormat, inputs: int) -> bool:
-    return format.bits <= 4 and inputs % 2 == 0
 
 
 def _read_header(folder: Path) -> dict[str, Any]:

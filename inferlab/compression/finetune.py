@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from inferlab.compression.blocks import checked_tokens, final_hidden
+from inferlab.compression.blocks import checked_tokens
 from inferlab.errors import UserError
 from inferlab.models.decoder import Decoder
 from inferlab.models.projections import quantizable, replace_projection
@@ -154,9 +154,9 @@ def _step_loss(decoder: Decoder, reference: Decoder, windows: torch.Tensor) -> t
     """KL divergence of the rounded decoder on windows [b, T]."""
     with torch.no_grad():
         # Its own device and dtype; the logits come to the student's.
-        hidden = final_hidden(reference, windows.to(reference.device))
+        hidden = reference.final_hidden(windows.to(reference.device))
         expected = reference.head(hidden).to(decoder.device)
-    return kl_loss(decoder.head(final_hidden(decoder, windows)), expected)
+    return kl_loss(decoder.head(decoder.final_hidden(windows)), expected)
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -18,10 +18,9 @@ from inferlab.errors import UserError
 from inferlab.models.cost import is_kept
 from inferlab.models.decoder import Decoder
 from inferlab.models.projections import (
-    pack_plain,
     plain_weight,
     projections,
-    replace_projection,
+    replace_projections,
     replace_weights,
 )
 from inferlab.quant.formats import get_format
@@ -57,10 +56,7 @@ def replace_linears(
         for name, module in projections(decoder)
         if not is_kept(name, keep)
     }
-    for name, module in made.items():
-        replace_projection(decoder, name, module)
-    pack_plain(decoder)
-    return decoder
+    return replace_projections(decoder, made)
 
 
 def _ranges(

@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 
 from inferlab.errors import UserError
+from inferlab.kernels.reference import CODE_RANGES
 from inferlab.kernels.splitk import rounded
 
-CODE_RANGES = {torch.int8: (-128.0, 127.0), torch.float8_e4m3fn: (-448.0, 448.0)}
 LONGEST = 65536  # numbers of one row that the registers of a program hold
 TO_WHOLE = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it leaves no room for a fraction
 SMALLEST = tl.constexpr(1e-30)  # a row of zeros has no scale of its own

@@ -16,6 +16,8 @@ import torch
 BLOCK = 128  # inputs in a block of packed 4-bit codes
 WORDS = BLOCK // 8  # 32-bit words in a block of 4-bit codes
 WORDS_INT8 = BLOCK // 4
+# Of activations, dtype -> smallest and largest code; scales are set by the largest.
+CODE_RANGES = {torch.int8: (-128.0, 127.0), torch.float8_e4m3fn: (-448.0, 448.0)}
 
 
 def num_blocks(in_features: int) -> int:

@@ -180,6 +180,13 @@ class Decoder(nn.Module):
         x = self.residual_stream(token_ids, cache, positions, mask)
         return self.head(self.norm(x if all_positions else x[:, -1]))
 
+    def final_hidden(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """[B, T] whole texts, each from position 0 on -> [B, T, H]: what the head reads."""
+        batch, length = token_ids.shape
+        positions = torch.arange(length, device=self.device)[None]
+        cache = self.new_cache("none", batch, length)
+        return self.norm(self.residual_stream(token_ids, cache, positions))
+
     def residual_stream(
         self,
         token_ids: torch.Tensor,
@@ -219,7 +226,7 @@ class Decoder(nn.Module):
         return make_cache(kind, shape, self.dtype, self.device)
 
     def pack(self) -> bool:
-        """Pack all weights for this CPU where that helps; says whether it did.
+        """Pack all plain weights for this CPU where that helps; says whether it could.
 
         Afterwards the plain weights are gone, but for the embedding table: a tied table is then
         held twice, as rows to look up and as the packed head.
@@ -227,7 +234,7 @@ class Decoder(nn.Module):
         if self.device.type != "cpu" or not can_pack(self.dtype):
             return False
         for module in self.modules():
-            if isinstance(module, Projection):
+            if isinstance(module, Projection) and module.weight is not None:
                 module.pack()
         return True
 

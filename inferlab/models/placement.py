@@ -66,6 +66,15 @@ def available_bytes() -> int:
         return available
 
 
+def check_device_room(needed_bytes: float, what: str, device: str) -> None:
+    """Raise UserError when `needed_bytes` may not fit a GPU; a CPU is asked when it loads."""
+    if torch_device(device).type != "cuda":
+        return
+    free, _ = torch.cuda.mem_get_info(device)
+    if needed_bytes > free:
+        raise UserError(f"no room on {device} for {what}")
+
+
 def check_host_memory(needed_bytes: float, what: str, device: torch.device) -> None:
     """Raise BatchTooLarge when `needed_bytes` on a CPU would not fit; a GPU judges for itself.
 

@@ -6,7 +6,7 @@ Chapter: chapters/10_quantization.md    Lab: labs/10_quantization.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from torch import nn
 from inferlab.errors import UserError
 from inferlab.models.cost import is_kept
 from inferlab.models.decoder import Decoder
-from inferlab.models.layers import Projection, can_pack
+from inferlab.models.layers import Projection
 from inferlab.quant.formats import WeightFormat
 from inferlab.quant.grid import Quantized, quantize
 from inferlab.quant.linear import make_linear
@@ -56,6 +56,14 @@ def replace_projection(decoder: Decoder, name: str, module: nn.Module) -> None:
     setattr(decoder.get_submodule(parent), child, module)
 
 
+def replace_projections(decoder: Decoder, made: Mapping[str, nn.Module]) -> Decoder:
+    """Put all of `made` in place, by name, pack what stays plain where that helps; the decoder."""
+    for name, module in made.items():
+        replace_projection(decoder, name, module)
+    decoder.pack()
+    return decoder
+
+
 def plain_weight(name: str, module: nn.Module) -> torch.Tensor:
     """The [N, K] weight of an unpacked Projection; a UserError that says how to get one."""
     if not isinstance(module, Projection):
@@ -87,10 +95,7 @@ def replace_weights(
     for name, module in chosen:
         quantized = quantizer(name, plain_weight(name, module), format)
         made[name] = make_linear(quantized, module.bias, kernel, decoder.dtype, decoder.device)
-    for name, layer in made.items():
-        replace_projection(decoder, name, layer)
-    pack_plain(decoder)
-    return decoder
+    return replace_projections(decoder, made)
 
 
 def quantizable(
@@ -108,15 +113,6 @@ def quantizable(
     for name, module in chosen:
         format.num_groups(plain_weight(name, module).shape[1])
     return chosen
-
-
-def pack_plain(decoder: Decoder) -> None:
-    """Pack the projections that are still plain, where this CPU gains from it."""
-    if decoder.device.type != "cpu" or not can_pack(decoder.dtype):
-        return
-    for _, module in projections(decoder):
-        if isinstance(module, Projection) and module._packed is None:
-            module.pack()
 
 
 def _known() -> str:

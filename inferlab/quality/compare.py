@@ -221,14 +221,12 @@ def all_logits(variant: Decoder | LogitsFunction, token_ids: torch.Tensor) -> to
 @torch.inference_mode()
 def _hidden_states(decoder: Decoder, windows: torch.Tensor) -> torch.Tensor:
     """[n T, H] after the final norm."""
-    batch, length = windows.shape
-    positions = torch.arange(length, device=decoder.device).unsqueeze(0)
-    parts = []
-    for part in _batches(windows, decoder.device):
-        cache = decoder.new_cache("none", len(part), length)
-        stream = decoder.residual_stream(part.to(decoder.device), cache, positions)
-        parts.append(decoder.norm(stream).flatten(0, 1))
-    return torch.cat(parts)
+    return torch.cat(
+        [
+            decoder.final_hidden(part.to(decoder.device)).flatten(0, 1)
+            for part in _batches(windows, decoder.device)
+        ]
+    )
 
 
 def _batches(windows: torch.Tensor, device: Any) -> tuple[torch.Tensor, ...]:

@@ -13,9 +13,8 @@ import math
 import torch
 
 from inferlab.errors import UserError
+from inferlab.kernels.reference import CODE_RANGES
 
-# dtype -> smallest and largest code; scales are set by the largest.
-CODE_RANGES = {torch.int8: (-128.0, 127.0), torch.float8_e4m3fn: (-448.0, 448.0)}
 SMALLEST = 1e-30  # stands in for the magnitude of a row of zeros, whose codes are 0 at any scale
 
 

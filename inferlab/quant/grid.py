@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from inferlab.errors import UserError
+from inferlab.kernels.reference import weight_of
 from inferlab.quant.formats import WeightFormat
 
 SMALLEST_SCALE = torch.finfo(torch.bfloat16).tiny  # below it a bfloat16 has fewer digits
@@ -45,11 +46,7 @@ class Quantized:
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """[N, K] weights that the codes stand for, computed in float32, then rounded to `dtype`."""
-        grouped = self.codes.unflatten(1, (self.scales.shape[1], -1)).float()
-        grouped = grouped * self.scales[..., None]
-        if self.offsets is not None:
-            grouped = grouped + self.offsets[..., None]
-        return grouped.flatten(1).to(dtype)
+        return weight_of(self.codes, self.scales, self.offsets, torch.float32).to(dtype)
 
 
 def quantize(weight: torch.Tensor, format: WeightFormat) -> Quantized:
@@ -86,6 +83,22 @@ def encode(
     steps = scales[..., None]
     codes = torch.where(steps > 0, groups / steps, torch.zeros_like(groups))
     return codes.round().clamp(*format.code_range).flatten(1).to(torch.int8)
+
+
+def pairs_fit(format: WeightFormat, in_features: int) -> bool:
+    """Whether codes of `format` can lie two a byte."""
+    return format.bits <= 4 and in_features % 2 == 0
+
+
+def pair_codes(codes: torch.Tensor) -> torch.Tensor:
+    """Codes -8..7 [N, K] -> uint8 [N, K / 2]: code + 8, the even input in the lower half."""
+    unsigned = (codes + 8).to(torch.uint8)
+    return unsigned[:, ::2] | (unsigned[:, 1::2] << 4)
+
+
+def unpair_codes(pairs: torch.Tensor) -> torch.Tensor:
+    """The inverse of `pair_codes`: int8 codes [N, K]."""
+    return torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(1).to(torch.int8) - 8
 
 
 def quantization_error(weight: torch.Tensor, quantized: Quantized) -> dict[str, float]:

@@ -17,7 +17,7 @@ from torch import nn
 
 from inferlab.errors import UserError
 from inferlab.quant.formats import WeightFormat
-from inferlab.quant.grid import Quantized
+from inferlab.quant.grid import Quantized, pair_codes, pairs_fit, unpair_codes
 
 INT4_GROUPS = (256, 128, 64, 32)  # that PyTorch's packed int4 kernel takes
 INT8_INPUTS = 16  # that PyTorch's packed int8 kernel loads at once: K must divide by it
@@ -25,21 +25,20 @@ INT4_CHANNELS = 16  # the packed int4 kernel's tile: N must divide by it
 KERNELS = ("auto", "packed", "naive", "rounded", "triton", "torchao")
 
 
-class QuantizedLinear(nn.Module):
-    """y = x W^T + b with W [N, K] on a grid; subclasses say how the product is done.
-
-    Scales and offsets are kept in the layer's dtype; bfloat16 holds them exactly. `row_tile`: rows
-    that a kernel multiplies at once, where it unpacks the weights again for each such tile.
-    """
-
-    row_tile = 1
+class LowBitLinear(nn.Module):
+    """y = x W^T + b with W [N, K] in few bits; subclasses say how the product is done."""
 
     def __init__(
-        self, quantized: Quantized, bias: torch.Tensor | None, dtype: torch.dtype, device
+        self,
+        shape: tuple[int, int],
+        bias: torch.Tensor | None,
+        format: WeightFormat,
+        dtype: torch.dtype,
+        device,
     ) -> None:
         super().__init__()
-        self.out_features, self.in_features = quantized.shape
-        self.format: WeightFormat = quantized.format
+        self.out_features, self.in_features = shape
+        self.format = format
         self.dtype = dtype
         self.register_buffer("bias", None if bias is None else bias.detach().to(device, dtype))
 
@@ -59,6 +58,25 @@ class QuantizedLinear(nn.Module):
         """[M, K] -> [M, N], without the bias."""
         raise NotImplementedError
 
+    def extra_repr(self) -> str:
+        """Shape and format, for print(decoder)."""
+        return f"{self.in_features}, {self.out_features}, {self.format.name}"
+
+
+class QuantizedLinear(LowBitLinear):
+    """A layer whose weights lie on a grid, and can be had back as codes.
+
+    Scales and offsets are kept in the layer's dtype; bfloat16 holds them exactly. `row_tile`: rows
+    that a kernel multiplies at once, where it unpacks the weights again for each such tile.
+    """
+
+    row_tile = 1
+
+    def __init__(
+        self, quantized: Quantized, bias: torch.Tensor | None, dtype: torch.dtype, device
+    ) -> None:
+        super().__init__(quantized.shape, bias, quantized.format, dtype, device)
+
     def to_quantized(self) -> Quantized:
         """The codes, scales and offsets that the layer was made of, on the CPU."""
         raise NotImplementedError
@@ -66,10 +84,6 @@ class QuantizedLinear(nn.Module):
     def weight_bytes(self) -> int:
         """Bytes of memory that the layer's tensors take, padding and bias included."""
         return sum(buffer.numel() * buffer.itemsize for buffer in self.buffers())
-
-    def extra_repr(self) -> str:
-        """Shape and format, for print(decoder)."""
-        return f"{self.in_features}, {self.out_features}, {self.format.name}"
 
 
 class PackedInt8Linear(QuantizedLinear):
@@ -169,21 +183,15 @@ class DequantizingLinear(QuantizedLinear):
     def __init__(self, quantized: Quantized, bias=None, dtype=torch.bfloat16, device="cpu"):
         super().__init__(quantized, bias, dtype, device)
         codes = quantized.codes.to(device)
-        self.paired = self.format.bits <= 4 and self.in_features % 2 == 0
-        if self.paired:
-            unsigned = (codes + 8).to(torch.uint8)
-            codes = unsigned[:, ::2] | (unsigned[:, 1::2] << 4)
-        self.register_buffer("codes", codes.contiguous())
+        self.paired = pairs_fit(self.format, self.in_features)
+        self.register_buffer("codes", (pair_codes(codes) if self.paired else codes).contiguous())
         self.register_buffer("scales", quantized.scales.to(device, dtype))
         offsets = quantized.offsets
         self.register_buffer("offsets", None if offsets is None else offsets.to(device, dtype))
 
     def unpacked(self) -> torch.Tensor:
         """int8 codes [N, K]."""
-        if not self.paired:
-            return self.codes
-        pairs = torch.stack((self.codes & 15, self.codes >> 4), dim=-1)
-        return pairs.flatten(1).to(torch.int8) - 8
+        return unpair_codes(self.codes) if self.paired else self.codes
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """[M, K] -> [M, N]."""

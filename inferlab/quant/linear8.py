@@ -20,6 +20,7 @@ from inferlab.errors import UserError
 from inferlab.quant.activations import CODE_RANGES, quantize_rows, static_scale
 from inferlab.quant.formats import WeightFormat, get_format
 from inferlab.quant.grid import Quantized, quantize
+from inferlab.quant.linear import LowBitLinear
 
 ZERO_POINT = 128  # of unsigned codes, which oneDNN's fast kernel takes: code + 128
 INT_MM_ROWS = 32  # torch._int_mm on a GPU takes more than 16 rows: fewer are filled up
@@ -27,29 +28,7 @@ FP8_CAPABILITY = (8, 9)
 FP8 = torch.float8_e4m3fn
 
 
-class _Linear8(nn.Module):
-    """What the layers below share: [..., K] -> [..., N] in the dtype of the input."""
-
-    def __init__(self, shape, bias, format: WeightFormat, dtype: torch.dtype, device) -> None:
-        super().__init__()
-        self.out_features, self.in_features = shape
-        self.format = format
-        self.dtype = dtype
-        self.register_buffer("bias", None if bias is None else bias.detach().to(device, dtype))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., K] -> [..., N]."""
-        y = self.multiply(x.reshape(-1, self.in_features).to(self.dtype))
-        if self.bias is not None:
-            y = y + self.bias
-        return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
-
-    def multiply(self, x: torch.Tensor) -> torch.Tensor:
-        """[M, K] -> [M, N], without the bias."""
-        raise NotImplementedError
-
-
-class W8A8Linear(_Linear8):
+class W8A8Linear(LowBitLinear):
     """int8 weights, one scale per channel, and int8 activations, scaled per row or once for all.
 
     mode: "dynamic", each row by its own largest magnitude; "static", by `input_absmax`, which
@@ -184,7 +163,7 @@ class _IntMmProduct(nn.Module):
         return self._input_scale
 
 
-class FP8Linear(_Linear8):
+class FP8Linear(LowBitLinear):
     """Weights and activations in E4M3 floats of 8 bits, multiplied by the GPU's FP8 units.
 
     scaling: "tensor", one scale for the weights and one for the activations of a call; "row", one

@@ -2,7 +2,6 @@ import pytest
 import torch
 from compression_examples import SMALL, SMALL_BIASED, make_decoder, text
 
-from inferlab.compression.blocks import final_hidden
 from inferlab.compression.observe import observe
 from inferlab.errors import UserError
 from inferlab.models.projections import projections
@@ -54,7 +53,7 @@ def test_hessians_are_kept_only_on_request_and_nothing_stays_hooked():
 def test_the_last_hidden_state_is_what_the_head_reads():
     decoder, ids = make_decoder(), text()
     with torch.no_grad():
-        hidden = final_hidden(decoder, ids)
+        hidden = decoder.final_hidden(ids)
     assert torch.allclose(hidden.flatten(0, 1), inputs_seen(decoder, ids)["head"], atol=1e-5)
 
 
