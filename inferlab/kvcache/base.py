@@ -45,6 +45,8 @@ class KVCache(Protocol):
     """Keys and values of the positions that a decoder has already read.
 
     One forward pass over T new tokens calls `update` once a layer, in order, then `advance(T)`.
+    A cache may also have `attend(layer, queries [B, T, G R, D], keys [B, G, T, D], values, mask)`
+    -> [B, T, G R D]: it is called instead of `update`, stores the new positions and attends to all.
     """
 
     length: int  # positions stored

@@ -21,7 +21,7 @@ LAYERS: list[tuple[str, ...]] = [
         "paths", "datafile", "trace", "metrics", "dialects", "hardware", "profiles", "workload",
         "notebook", "records", "claims", "cited",
     ),
-    ("timing", "kvcache", "kernels", "quant"),
+    ("timing", "kernels", "kvcache", "quant"),
     ("models",),
     ("roofline", "decoding", "quality", "compression"),
     ("backends",),
