@@ -7,7 +7,6 @@ Chapter: chapters/02_roofline.md    Lab: labs/02_roofline.ipynb
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +23,7 @@ from inferlab.decoding.generate import PAD_TOKEN_ID
 from inferlab.hardware.probes import synchronize
 from inferlab.models.config import ModelConfig
 from inferlab.models.cost import weight_bytes
-from inferlab.models.hf import to_hf_config
+from inferlab.models.hf import quiet_imports, to_hf_config
 from inferlab.models.load import ensure_model, open_weights, resolve_config
 from inferlab.models.placement import check_host_memory, torch_device, torch_dtype
 from inferlab.quant.torchao_linear import preload
@@ -113,9 +112,7 @@ def load(
     model: str | ModelConfig, dtype: str, device: str, weights: str = "real", seed: int = 0
 ) -> HFBackend:
     """Load the model; random weights are those of the torch backend with the same seed."""
-    with warnings.catch_warnings():
-        # In a notebook without widgets, the import of a progress bar warns with a machine's path.
-        warnings.filterwarnings("ignore", message="IProgress not found")
+    with quiet_imports():
         from transformers import AutoModelForCausalLM
 
     preload()

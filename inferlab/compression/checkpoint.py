@@ -9,8 +9,6 @@ Chapter: chapters/10_quantization.md    Lab: labs/10_quantization.ipynb
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 
 from inferlab.errors import UserError
+from inferlab.models.cachefolder import new_folder
 from inferlab.models.config import ModelConfig
 from inferlab.models.decoder import Decoder
 from inferlab.models.fetch import sha256_file
@@ -42,8 +41,6 @@ def save_quantized(decoder: Decoder, folder: Path | str) -> Path:
     from safetensors.torch import save_file
 
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty: give the checkpoint a folder of its own")
     formats, tensors = _collect(decoder)
     header = {
         "schema": SCHEMA,
@@ -51,16 +48,10 @@ def save_quantized(decoder: Decoder, folder: Path | str) -> Path:
         "dtype": dtype_name(decoder.dtype),
         "formats": formats,
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with new_folder(folder, "checkpoint") as temporary:
         save_file(tensors, temporary / WEIGHTS_FILE)
         header["sha256"] = sha256_file(temporary / WEIGHTS_FILE)
         (temporary / HEADER_FILE).write_text(json.dumps(header, indent=1))
-        temporary.chmod(0o755)
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

@@ -118,18 +118,13 @@ class CachedFolder:
             )
         for left in parent.glob(f".{self.path.name}-*"):  # of a run that was killed
             shutil.rmtree(left, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=parent))
-        try:
+        with new_folder(self.path, self.what) as temporary:
             origin = build(temporary, tell)
             payload = [path for path in sorted(temporary.iterdir()) if path.is_file()]
             files = {path.name: sha256_file(path) for path in payload}
             record = {"schema": self.schema, "model": self.name, "origin": origin, "files": files}
             _write_synced(temporary / SOURCE_FILE, json.dumps(record, indent=1))
             _write_stamp(temporary, files)
-            temporary.chmod(0o755)
-            temporary.rename(self.path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         tell(f"{self.name} is ready")
 
     @contextmanager
@@ -146,6 +141,24 @@ class CachedFolder:
             yield
         finally:
             lock.release()
+
+
+@contextmanager
+def new_folder(folder: Path, what: str) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes `folder` when the block ends without an error.
+
+    UserError when `folder` holds something already; `what` goes there, in words.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty: give the {what} a folder of its own")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 import torch
 
 from inferlab.errors import UserError
-from inferlab.models.cachefolder import SOURCE_FILE, STAMP_FILE
+from inferlab.models.cachefolder import SOURCE_FILE, STAMP_FILE, new_folder
 from inferlab.models.config import ModelConfig
 from inferlab.models.cost import weight_bytes
 from inferlab.models.decoder import Decoder
@@ -187,13 +186,9 @@ def save_equivalent(
     from safetensors.torch import save_file
 
     folder, config, number = Path(folder), resolve_config(model), torch_dtype(dtype)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty: give the copy a folder of its own")
-    base = open_weights(config, number, torch.device("cpu"), weights, seed=0)
-    target, tensors = equivalent_tensors(base, config, kind, seed)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with new_folder(folder, "copy") as temporary:
+        base = open_weights(config, number, torch.device("cpu"), weights, seed=0)
+        target, tensors = equivalent_tensors(base, config, kind, seed)
         if weights == "real":
             _copy_small_files(ensure_model(config.name), temporary, target, dtype)
         else:
@@ -202,10 +197,6 @@ def save_equivalent(
             hf_config.save_pretrained(temporary)
         plain = {name: tensors[name].to(number).contiguous() for name in tensors}
         save_file(plain, temporary / "model.safetensors", metadata={"format": "pt"})
-        temporary.chmod(0o755)
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

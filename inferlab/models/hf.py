@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from inferlab.errors import UserError
 from inferlab.models.config import ModelConfig, RopeScaling
 
 _FAMILIES = ("llama", "qwen2", "qwen3")
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """For importing from transformers: in a notebook without ipywidgets, tqdm warns of it with a
+    path of the machine."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        yield
 
 
 def family(config: ModelConfig) -> str:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from inferlab.models.cachefolder import cache_root
 from inferlab.models.config import ModelConfig, get_config
 from inferlab.models.cost import weight_bytes
 from inferlab.models.decoder import Decoder
+from inferlab.models.hf import quiet_imports
 from inferlab.models.placement import check_host_memory, torch_device, torch_dtype
 from inferlab.models.store import ensure_model, find_model, model_sha256
 from inferlab.models.weights import RandomWeights, SafetensorsWeights
@@ -82,8 +82,7 @@ def load_decoder(
 
 def load_tokenizer(model: str | ModelConfig) -> Any:
     """The model's tokenizer, from the cache folder; no code from elsewhere is run."""
-    with warnings.catch_warnings():  # in a notebook without ipywidgets tqdm says so
-        warnings.filterwarnings("ignore", message="IProgress not found")
+    with quiet_imports():
         from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(
