@@ -27,3 +27,20 @@ class StoreView:
     def block_size(self) -> int:
         """Positions P in a block."""
         return self.keys.shape[2]
+
+    def slots(self, positions: torch.Tensor) -> torch.Tensor:
+        """Where positions [B or 1, T] lie: int64 [B T], block times P plus place; no host wait.
+
+        A negative position (a padded column) becomes slot -1: it is stored nowhere. Blocks must
+        already be in the tables. A slot is a row of the store seen as [N P, G, D]: dense and paged
+        stores are written alike.
+        """
+        batch, size = self.lengths.shape[0], self.block_size
+        positions = positions.to(torch.int64).expand(batch, -1)
+        found = positions.clamp(min=0)
+        if self.block_tables is None:
+            rows = torch.arange(batch, device=positions.device)[:, None]
+            slots = rows * size + found
+        else:
+            slots = self.block_tables.gather(1, found // size).long() * size + found % size
+        return slots.masked_fill(positions < 0, -1).flatten()
