@@ -9,6 +9,7 @@ import torch
 
 from inferlab.errors import UserError
 from inferlab.kvcache.base import CacheShape, CacheTooSmall, KVCache
+from inferlab.kvcache.bucketed import BucketedCache
 from inferlab.kvcache.dynamic import DynamicCache
 from inferlab.kvcache.none import NoCache
 from inferlab.kvcache.offloaded import OffloadedCache
@@ -19,10 +20,12 @@ CACHES = {
     "dynamic": DynamicCache,
     "static": StaticCache,
     "offloaded": OffloadedCache,
+    "bucketed": BucketedCache,
 }
 
 __all__ = [
     "CACHES",
+    "BucketedCache",
     "CacheShape",
     "CacheTooSmall",
     "DynamicCache",

@@ -46,7 +46,8 @@ class KVCache(Protocol):
 
     One forward pass over T new tokens calls `update` once a layer, in order, then `advance(T)`.
     A cache may also have `attend(layer, queries [B, T, G R, D], keys [B, G, T, D], values, mask)`
-    -> [B, T, G R D]: it is called instead of `update`, stores the new positions and attends to all.
+    -> [B, T, G R D]: it is called instead of `update`, stores the new positions and attends to all;
+    and `begin(positions [B or 1, T], mask) -> mask`, called once before the first layer.
     """
 
     length: int  # positions stored

@@ -172,6 +172,8 @@ class Decoder(nn.Module):
         table = self.reserve(cache.length + new)
         cosines, sines = F.embedding(positions, table).unsqueeze(2).chunk(2, dim=-1)
         x = F.embedding(token_ids, self.embedding)
+        if hasattr(cache, "begin"):  # one that places tokens by position
+            mask = cache.begin(positions, mask)
         for layer in self.layers:
             x = layer(x, (cosines, sines), cache, mask)
         cache.advance(new)

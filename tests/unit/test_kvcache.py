@@ -37,14 +37,14 @@ def test_every_cache_gives_the_same_tokens(kind, lengths, output_len, seed):
     prompts = [torch.randint(vocab, (n,), generator=generator).tolist() for n in lengths]
     tokens = {
         cache: generate(decoder, prompts, output_len, cache)
-        for cache in ("none", "dynamic", "static")
+        for cache in ("none", "dynamic", "static", "bucketed")
     }
-    assert tokens["none"] == tokens["dynamic"] == tokens["static"]
+    assert tokens["none"] == tokens["dynamic"] == tokens["static"] == tokens["bucketed"]
     # and a prompt's continuation does not depend on its neighbours
     assert generate(decoder, prompts[:1], output_len) == tokens["static"][:1]
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("kind", ["dynamic", "static", "bucketed"])
 def test_a_cache_returns_what_was_put_in(kind):
     cache = make_cache(kind, SHAPE, torch.float32, "cpu")
     keys, values = torch.randn(2, 2, 3, 2, 7, 4).unbind(0)  # [layer, B, G, S, D] each
