@@ -13,6 +13,7 @@ from inferlab.kvcache.bucketed import BucketedCache
 from inferlab.kvcache.dynamic import DynamicCache
 from inferlab.kvcache.none import NoCache
 from inferlab.kvcache.offloaded import OffloadedCache
+from inferlab.kvcache.paged import PagedCache
 from inferlab.kvcache.static import StaticCache
 
 CACHES = {
@@ -21,6 +22,7 @@ CACHES = {
     "static": StaticCache,
     "offloaded": OffloadedCache,
     "bucketed": BucketedCache,
+    "paged": PagedCache,
 }
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "KVCache",
     "NoCache",
     "OffloadedCache",
+    "PagedCache",
     "StaticCache",
     "make_cache",
 ]

@@ -39,8 +39,8 @@ class BlockManager:
     """Lends `num_blocks` blocks of `block_size` positions to sequences and counts their users."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
-        self.num_blocks = _whole(num_blocks, "num_blocks")
         self.block_size = _whole(block_size, "block_size")
+        self.num_blocks = _whole(num_blocks, "num_blocks")
         self._sequences: dict[Hashable, _Sequence] = {}
         self._users = [0] * num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))  # a stack: low numbers are lent first
@@ -67,15 +67,19 @@ class BlockManager:
         """The blocks of `seq_id` in order: position s lies in entry s // P at place s % P."""
         return tuple(self._of(seq_id).blocks)
 
+    def block_at(self, seq_id: Hashable, index: int) -> int:
+        """Entry `index` of the table of `seq_id`."""
+        return self._of(seq_id).blocks[index]
+
     def users(self, block: int) -> int:
         """How many sequences have `block` in their tables."""
         return self._users[block]
 
     def allocate(self, seq_id: Hashable, num_tokens: int) -> tuple[int, ...]:
-        """Lend a new sequence the blocks of its first `num_tokens` positions; its table."""
+        """Lend a new sequence the blocks of its first `num_tokens` positions (0: none yet)."""
         if seq_id in self._sequences:
             raise UserError(f"sequence {_shown(seq_id)} holds blocks already: append, or free it")
-        needed = self.blocks_for(_whole(num_tokens, "num_tokens"))
+        needed = self.blocks_for(_whole(num_tokens, "num_tokens", least=0))
         self._check_free(needed)
         self._sequences[seq_id] = _Sequence(num_tokens, [self._take() for _ in range(needed)])
         return self.block_table(seq_id)
@@ -173,9 +177,10 @@ class BlockManager:
             raise OutOfBlocks(needed, self.num_free)
 
 
-def _whole(value: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{name} must be a whole number of at least 1, not {str(value)[:40]!r}")
+def _whole(value: int, name: str, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        shown = str(value)[:40]
+        raise UserError(f"{name} must be a whole number of at least {least}, not {shown!r}")
     return value
 
 

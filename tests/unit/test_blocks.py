@@ -30,7 +30,7 @@ class Blocks(RuleBasedStateMachine):
         self.next_id += 1
         return self.next_id
 
-    @rule(num_tokens=st.integers(1, 20))
+    @rule(num_tokens=st.integers(0, 20))
     def allocate(self, num_tokens):
         seq_id = self.new_id()
         if self.manager.blocks_for(num_tokens) > self.manager.num_free:
@@ -143,7 +143,7 @@ def test_all_or_none_of_several_sequences_grow():
         (lambda m: m.block_table("nobody"), "no sequence 'nobody'"),
         (lambda m: m.allocate("a", 1), "holds blocks already"),
         (lambda m: m.fork("a", "a"), "fork to a new id"),
-        (lambda m: m.allocate("b", 0), "num_tokens must be a whole number"),
+        (lambda m: m.allocate("b", -1), "num_tokens must be a whole number"),
         (lambda m: m.append("a", 1.5), "n must be a whole number"),
         (lambda m: BlockManager(0, 16), "num_blocks must be"),
         (lambda m: BlockManager(4, True), "block_size must be"),

@@ -1,0 +1,275 @@
+"""How are sequences of any length kept in one store without reserving for the longest?
+
+Keys and values lie in blocks of P positions; a table says which blocks are a sequence's. Attention
+over a block table: on a GPU a kernel that follows it, elsewhere a copy of the blocks (a gather).
+Letters: B sequences, T new tokens, G key/value heads, R query heads each, D head size, N blocks,
+W entries of a table.
+Chapter: chapters/22_paged_attention.md    Lab: labs/22_paged_attention.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import torch
+
+from inferlab.errors import UserError
+from inferlab.kernels import why_unavailable
+from inferlab.kernels.attention import attend
+from inferlab.kvcache.base import CacheShape
+from inferlab.kvcache.blocks import BlockManager, OutOfBlocks
+from inferlab.kvcache.view import StoreView
+
+BLOCK_SIZE = 16  # positions; the default of vLLM
+KERNELS = ("auto", "gather", "triton")
+
+
+class PagedCache:
+    """[num_blocks, G, P, D] a layer, lent out block by block.
+
+    The rows of a forward pass are the sequences that `select` names, by default 0 to B - 1, and
+    may differ in length: padding that `generate` puts in front of a prompt is not stored.
+    `num_blocks` defaults to what B sequences of the whole capacity take. Give fewer for a budget;
+    then OutOfBlocks is raised before anything of a pass is written.
+    """
+
+    recomputes = False
+
+    def __init__(
+        self,
+        shape: CacheShape,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        block_size: int = BLOCK_SIZE,
+        num_blocks: int | None = None,
+        kernel: str = "auto",
+    ) -> None:
+        self.shape = shape
+        self.device = torch.device(device)
+        self.kernel = _chosen(kernel, self.device)
+        width = -(-shape.capacity // block_size) if block_size else 0
+        self.manager = BlockManager(num_blocks or shape.batch_size * width, block_size)
+        size = (self.manager.num_blocks, shape.num_kv_heads, block_size, shape.head_dim)
+        # Filled: the pages must exist before a step is timed, and what is read beyond the end of
+        # a sequence must be finite, or it would spoil a sum although its weight is 0.
+        self.keys, self.values = (
+            [torch.zeros(size, dtype=dtype, device=self.device) for _ in range(shape.num_layers)]
+            for _ in range(2)
+        )
+        rows = shape.batch_size
+        self._host_tables = np.zeros((rows, width), dtype=np.int32)
+        # Kept at their addresses: a CUDA graph holds on to them.
+        self._tables = torch.zeros((rows, width), dtype=torch.int32, device=self.device)
+        self._lengths = torch.zeros(rows, dtype=torch.int32, device=self.device)
+        self._slots = torch.zeros(rows, dtype=torch.int64, device=self.device)
+        self._heads = torch.arange(shape.num_kv_heads, device=self.device)[:, None]
+        self._listed: list[Hashable | None] = [None] * rows  # whose table a row holds
+        self.reset()
+
+    @property
+    def block_size(self) -> int:
+        """Positions in a block."""
+        return self.manager.block_size
+
+    @property
+    def length(self) -> int:
+        """Positions of the longest selected sequence."""
+        return max(self.lengths())
+
+    def lengths(self) -> list[int]:
+        """Positions of each selected sequence; 0 for one that is new."""
+        held = self.manager.seq_ids
+        return [self.manager.num_tokens(s) if s in held else 0 for s in self._selected]
+
+    def select(self, seq_ids: Sequence[Hashable]) -> None:
+        """Make these sequences, new or known, the rows of the passes that follow."""
+        if not seq_ids or len(seq_ids) > self.shape.batch_size:
+            raise UserError(
+                f"{len(seq_ids)} sequences do not fit the {self.shape.batch_size} rows of this "
+                "cache: select 1 or more, or make it for a larger batch"
+            )
+        if len(set(seq_ids)) < len(seq_ids):
+            raise UserError("a sequence is selected twice: one row each")
+        self._selected = tuple(seq_ids)
+
+    def fork(self, parent: Hashable, child: Hashable) -> None:
+        """A second sequence with the same past, in the same blocks until one of them writes."""
+        self.manager.fork(parent, child)
+
+    def free(self, seq_id: Hashable) -> None:
+        """Give the blocks of a sequence back."""
+        self.manager.free(seq_id)
+        self._listed = [None if listed == seq_id else listed for listed in self._listed]
+
+    def begin(self, positions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Make room for T tokens a row, before the first layer; returns the mask for attention.
+
+        `positions` [B or 1, T] as given to the decoder. A mask says that prompts are padded on the
+        left: how many tokens each has then comes from its last position. OutOfBlocks or
+        CacheTooSmall before anything is changed.
+        """
+        new, held = positions.shape[1], self.lengths()
+        if positions.shape[0] not in (1, len(held)):
+            raise UserError(f"{positions.shape[0]} rows for {len(held)} sequences: select them")
+        counts = [new] * len(held)
+        if new > 1 and mask is not None:
+            ends = (positions[:, -1] + 1).tolist()
+            counts = [end - start for end, start in zip(ends, held, strict=True)]
+        self._grow(held, counts)
+        if new == 1:
+            self._slots[: len(held)] = self.view(0).slots(self._lengths[: len(held), None] - 1)
+            self._new_slots = self._slots[: len(held)]
+            self._padded = False
+            return self._decode_mask()
+        columns = torch.arange(new, device=self.device)
+        pads = torch.tensor([new - count for count in counts], device=self.device)[:, None]
+        starts = torch.tensor(held, device=self.device)[:, None]
+        places = torch.where(columns < pads, -1, starts + columns - pads)  # [B, T]
+        self._new_slots = self.view(0).slots(places)
+        self._padded = any(count < new for count in counts)
+        self._has_past = any(held)
+        if not self._has_past:
+            return mask
+        total = torch.arange(self.length, device=self.device)
+        return (total <= places.clamp(min=0)[:, :, None]).unsqueeze(1)  # [B, 1, T, S]
+
+    def slots(self, positions: torch.Tensor) -> torch.Tensor:
+        """`begin` for kernels that write the store themselves: where the tokens go, int64 [B T]."""
+        padded = positions.shape[1] > 1 and bool((positions < 0).any())
+        self.begin(positions, positions if padded else None)
+        return self._new_slots
+
+    def attend(
+        self,
+        layer: int,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Store [B, G, T, D] and attend: queries [B, T, G R, D] -> [B, T, G R D].
+
+        `mask` is what `begin` returned.
+        """
+        self._write(self.keys[layer], keys)
+        self._write(self.values[layer], values)
+        batch, new = queries.shape[:2]
+        if new > 1 and not self._has_past:  # the prompt is at hand: nothing to look up
+            return attend(queries, keys, values, mask)
+        if new == 1 and self.kernel == "triton":
+            from inferlab.kernels.split_kv import decode_attention
+
+            return decode_attention(queries[:, 0], self.view(layer)).reshape(batch, 1, -1)
+        return attend(queries, self._read(self.keys[layer]), self._read(self.values[layer]), mask)
+
+    def view(self, layer: int) -> StoreView:
+        """Where kernels find the layer; shapes that never change where a kernel reads it."""
+        rows = len(self._selected)
+        width = self._tables.shape[1] if self.kernel == "triton" else self._width
+        tables = self._tables[:rows, :width]
+        return StoreView(self.keys[layer], self.values[layer], self._lengths[:rows], tables)
+
+    def advance(self, num_positions: int) -> None:
+        """Counted when room was made."""
+
+    def reset(self) -> None:
+        """Free every sequence; rows 0 to B - 1 are selected, and new."""
+        for seq_id in self.manager.seq_ids:
+            self.free(seq_id)
+        self._selected: tuple[Hashable, ...] = tuple(range(self.shape.batch_size))
+        self._width = 0
+
+    def num_bytes(self) -> int:
+        """Bytes of the whole store, lent out or not."""
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+
+    def used_bytes(self) -> int:
+        """Bytes of the blocks that are lent out."""
+        used = self.manager.num_blocks - self.manager.num_free
+        return self.num_bytes() // self.manager.num_blocks * used
+
+    def _grow(self, held: Sequence[int], counts: Sequence[int]) -> None:
+        """Blocks for `counts` positions more in each row; tables, lengths, copies of shared."""
+        manager, ends = self.manager, [a + b for a, b in zip(held, counts, strict=True)]
+        self.shape.check_room(max(ends), "paged")
+        new = [seq_id for seq_id in self._selected if seq_id not in manager.seq_ids]
+        for seq_id in new:
+            manager.allocate(seq_id, 0)
+        try:
+            copies = manager.append_all(dict(zip(self._selected, counts, strict=True)))
+        except OutOfBlocks:
+            for seq_id in new:
+                manager.free(seq_id)
+            raise
+        if copies:
+            sources, targets = (
+                torch.tensor(blocks, device=self.device) for blocks in zip(*copies, strict=True)
+            )
+            for store in (*self.keys, *self.values):
+                store[targets] = store[sources]
+        self._list_tables(held, ends)
+        lengths = torch.tensor(ends, dtype=torch.int32)
+        self._lengths[: len(ends)].copy_(lengths, non_blocking=True)
+        self._ends, self._width = ends, manager.blocks_for(max(ends))
+        if self._width > 1:  # rows of the store seen as [N G, P D]
+            tables = self._tables[: len(ends), None, : self._width]
+            chosen = tables * self.shape.num_kv_heads + self._heads  # [B, G, W]
+            self._gathered = chosen.flatten()
+
+    def _list_tables(self, held: Sequence[int], ends: Sequence[int]) -> None:
+        """Bring the rows of the tables up to date: only entries that changed are sent."""
+        changed = []
+        for row, (seq_id, start, end) in enumerate(zip(self._selected, held, ends, strict=True)):
+            first = start // self.block_size if self._listed[row] == seq_id else 0
+            for column in range(first, self.manager.blocks_for(end)):
+                block = self.manager.block_at(seq_id, column)
+                if self._host_tables[row, column] != block:
+                    self._host_tables[row, column] = block
+                    changed.append((row, column, block))
+            self._listed[row] = seq_id
+        if changed:
+            found = torch.tensor(changed).T.to(self.device, non_blocking=True)
+            self._tables.index_put_((found[0], found[1]), found[2].int())
+
+    def _decode_mask(self) -> torch.Tensor | None:
+        """[B, 1, 1, S], 0 or -inf where a row ends before the longest; None where none does."""
+        rows, longest = len(self._ends), max(self._ends)
+        self._has_past = True
+        if self.kernel == "triton" or min(self._ends) == longest:
+            return None
+        beyond = torch.arange(longest, device=self.device) >= self._lengths[:rows, None]
+        mask = torch.zeros(beyond.shape, dtype=self.keys[0].dtype, device=self.device)
+        return mask.masked_fill_(beyond, float("-inf"))[:, None, None, :]
+
+    def _write(self, store: torch.Tensor, new: torch.Tensor) -> None:
+        """Put [B, G, T, D] into the slots of this pass."""
+        slots, rows = self._new_slots, new.transpose(1, 2).flatten(0, 1)  # [B T, G, D]
+        if self._padded:
+            rows, slots = rows[slots >= 0], slots[slots >= 0]
+        store[slots // self.block_size, :, slots % self.block_size] = rows
+
+    def _read(self, store: torch.Tensor) -> torch.Tensor:
+        """[N, G, P, D] -> [B, G, S, D]: the blocks of each row, copied together in one pass."""
+        rows, longest = len(self._ends), max(self._ends)
+        if self._width == 1:  # a block holds a whole sequence: copy no more than is used,
+            blocks = self._host_tables[:rows, 0]
+            used = store.narrow(2, 0, longest)
+            if (np.diff(blocks) == 1).all():  # or nothing, where they follow each other: as dense
+                return used.narrow(0, int(blocks[0]), rows)
+            return used[self._tables[:rows, 0].long()]
+        found = store.flatten(0, 1).flatten(1).index_select(0, self._gathered)
+        size = (rows, self.shape.num_kv_heads, self._width * self.block_size, -1)
+        return found.view(size).narrow(2, 0, longest)
+
+
+def _chosen(kernel: str, device: torch.device) -> str:
+    """ "auto" made definite; a UserError where a kernel was asked for that cannot run."""
+    if kernel not in KERNELS:
+        raise UserError(f"unknown kernel {str(kernel)[:40]!r}; known: {', '.join(KERNELS)}")
+    reason = why_unavailable(device)
+    if kernel == "triton" and reason:
+        raise UserError(f"paged attention by a Triton kernel: {reason}; or kernel='gather'")
+    if kernel == "auto":
+        return "triton" if device.type == "cuda" and not reason else "gather"
+    return kernel
