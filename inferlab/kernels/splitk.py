@@ -29,12 +29,31 @@ def rounded(number):
 
 
 @triton.jit
+def cast(number, dtype: tl.constexpr):
+    """float32 -> `dtype`, to the nearest."""
+    if dtype == tl.bfloat16:
+        return rounded(number)
+    else:
+        return number.to(dtype)
+
+
+@triton.jit
 def dot(left, right, total):
     """total + left @ right on the tensor cores, in float32."""
     if PLAIN:
         product = tl.dot(left.to(tl.float32), right.to(tl.float32), input_precision="ieee")
         return total + product
     return tl.dot(left, right, total)
+
+
+@triton.jit
+def product(left, right, total):
+    """total + left @ right in float32, on the tensor cores unless left and right are float32."""
+    if PLAIN:
+        found = tl.dot(left.to(tl.float32), right.to(tl.float32), input_precision="ieee")
+        return total + found
+    else:
+        return tl.dot(left, right, total, input_precision="ieee")
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from inferlab.kernels.reference import num_blocks
+from inferlab.kernels.reference import BLOCK, num_blocks
 
 COUNTERS = 4096  # tiles of a split product that can be counted at once
 WIDEST = 256  # rows up to which the weights are unpacked in registers
@@ -32,6 +32,7 @@ class Tile:
     num_warps: int
     num_stages: int  # steps of which one is computed while the others are on their way
     splits: int
+    block_k: int = BLOCK  # inputs of a step
 
     def grid(self, num_rows: int, out_features: int) -> tuple[int, int, int]:
         """Programs by tiles of rows, tiles of channels, splits."""
@@ -53,19 +54,26 @@ def candidates(num_rows: int, out_features: int, in_features: int, processors: i
         tiles = triton.cdiv(num_rows, block_m) * triton.cdiv(out_features, block_n)
         for rounds in (4, 2, 8, 1) if few else (1, 2):
             splits = rounds * processors // tiles if tiles <= COUNTERS else 1
-            tile = Tile(block_n, block_m, warps, stages, _even(splits, num_blocks(in_features)))
+            splits = even_splits(splits, num_blocks(in_features))
+            tile = Tile(block_n, block_m, warps, stages, splits)
             if tile not in found:
                 found.append(tile)
     return found
 
 
-def _even(splits: int, blocks: int) -> int:
+def even_splits(splits: int, blocks: int) -> int:
     """The number of programs that share `blocks` when each takes as many, at least two."""
     share = max(2, triton.cdiv(blocks, max(1, splits)))
     return triton.cdiv(blocks, share)
 
 
-def choose(name: str, x: torch.Tensor, out_features: int, run: Callable[..., object]) -> Tile:
+def choose(
+    name: str,
+    x: torch.Tensor,
+    out_features: int,
+    run: Callable[..., object],
+    make: Callable[[int, int, int, int], list[Tile]] = candidates,
+) -> Tile:
     """The fastest candidate for x [M, K] and N; `run(tile=...)` launches one. Timed once per shape.
 
     Not timed where it cannot be: in Triton's interpreter and while a CUDA graph is captured (warm
@@ -78,7 +86,7 @@ def choose(name: str, x: torch.Tensor, out_features: int, run: Callable[..., obj
         processors = (
             torch.cuda.get_device_properties(x.device).multi_processor_count if on_gpu else 4
         )
-        tiles = candidates(num_rows, out_features, in_features, processors)
+        tiles = make(num_rows, out_features, in_features, processors)
         if not on_gpu or torch.cuda.is_current_stream_capturing():
             return tiles[0]
         _chosen[key] = min(tiles, key=lambda tile: _milliseconds(run, tile))

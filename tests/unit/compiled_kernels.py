@@ -15,8 +15,11 @@ POINTERS = {
     "codes": "*i8", "weights": "*bf16", "sums": "*i32", "row_scales": "*fp32",
     "channel_scales": "*fp32", "eps": "fp32", "least": "fp32", "largest": "fp32",
 }  # fmt: skip
-DIVISIBLE = {*POINTERS, "out_features", "in_features", "x_stride", "stride"} - {
-    "eps", "least", "largest",
+# Lengths and strides that are multiples of 16, as pointers are.
+DIVISIBLE = {
+    "out_features", "in_features", "x_stride", "stride", "residual_stride", "size", "inner_size",
+    "qkv_stride", "cosines_stride", "sines_stride", "key_block_stride", "key_head_stride",
+    "key_place_stride", "value_block_stride", "value_head_stride", "value_place_stride",
 }  # fmt: skip
 
 
@@ -28,7 +31,7 @@ def compile_kernel(function, capability, num_warps=4, types=None, **constants):
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(names)
-        if name in DIVISIBLE and name not in constants
+        if name not in constants and (name in DIVISIBLE or signature[name].startswith("*"))
     }
     source = ASTSource(function, signature, constexprs=constants, attrs=aligned)
     return triton.compile(

@@ -1,0 +1,122 @@
+"""The fused kernels: in the interpreter, in a process of its own, and through the compiler."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed: `make env` installs it")
+INTERPRETED = Path(__file__).with_name("interpreted_fused.py")
+GPUS = (80, 90)  # compute capability of the oldest that is served, and of Hopper
+ACTIVATIONS = dict.fromkeys(
+    ("x", "weight", "bias", "residual", "y", "normed", "total", "gate_up", "qkv", "cosines",
+     "sines", "q_weight", "k_weight", "queries", "keys", "values"), "*bf16"
+)  # fmt: skip
+POINTERS = {**ACTIVATIONS, "slots": "*i64"}
+LARGEST_SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes of one program
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def test_kernels_in_the_interpreter():
+    answer = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED)],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        cwd=INTERPRETED.parents[2], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "skipped" not in answer.stdout
+
+
+def compiled(function, capability, warps=4, types=None, **constants):
+    from compiled_kernels import compile_kernel
+
+    return compile_kernel(
+        function, capability, warps, types={**POINTERS, **(types or {})}, **constants
+    )
+
+
+def product(capability, tile, gated, block_m=8, types=None, **changes):
+    from inferlab.kernels import linear
+
+    block_n, block_k, warps, stages = tile
+    constants = {
+        "HAS_BIAS": False, "HAS_RESIDUAL": True, "GATED": gated, "WHOLE_BLOCKS": True,
+        "SPLIT": True, "BLOCK_N": block_n, "BLOCK_M": block_m, "BLOCK_K": block_k, "STAGES": stages,
+    }  # fmt: skip
+    return compiled(linear._multiply, capability, warps, types, **{**constants, **changes})
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("block_m", [8, 16])
+def test_products_copy_weights_ahead_and_fit(gated, block_m, tmp_path):
+    import triton
+    from compiled_kernels import inner_loop
+
+    from inferlab.kernels import linear
+
+    for tile in linear.GATED_TILES if gated else linear.PLAIN_TILES:
+        found = product(90, tile, gated, block_m, SPLIT=False)  # one loop to look at
+        assert found.metadata.shared <= LARGEST_SHARED[90]
+        if not triton.__version__.startswith("3.6."):
+            continue  # the instructions were counted with triton 3.6
+        text = "\n".join(inner_loop(found, tmp_path))
+        assert re.search(r"\bH?G?MMA\b", text), "no tensor cores"
+        assert text.count("LDGSTS") and not re.search(r"\bLDG\b", text), "not copied ahead"
+        assert not re.search(r"\bLDL\b|\bSTL\b", text), "registers are spilled"
+        weights = tile[0] * tile[1] * (1 + gated)
+        instructions = text.count("\n") * tile[2] * 32 / weights
+        assert instructions < 2.5, f"{tile}: {instructions:.2f} a weight"
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_products_compile_for_the_oldest_gpu(gated):
+    from inferlab.kernels import linear
+
+    tile = (linear.GATED_TILES if gated else linear.PLAIN_TILES)[0]
+    found = product(80, tile, gated, WHOLE_BLOCKS=False, HAS_BIAS=True)
+    assert "mma.sync" in found.asm["ptx"] and "atom.global.gpu.acq_rel" in found.asm["ptx"]
+    assert found.metadata.shared <= LARGEST_SHARED[80]
+
+
+@pytest.mark.parametrize("capability", GPUS)
+def test_products_of_float32_compile_without_cutting_digits(capability):
+    from inferlab.kernels import linear
+
+    types = dict.fromkeys(("x", "weight", "bias", "residual", "y"), "*fp32")
+    for tile in linear.WIDE_TILES:
+        found = product(capability, tile, True, types=types)
+        assert "tf32" not in found.asm["ptx"]
+        assert found.metadata.shared <= LARGEST_SHARED[capability]
+
+
+def test_the_share_of_a_split_is_written_before_it_is_counted():
+    from inferlab.kernels import linear
+
+    ptx = product(90, linear.PLAIN_TILES[0], False).asm["ptx"]
+    counted = ptx.index("atom.global.gpu.acq_rel.add")
+    written = ptx.rindex("st.global", 0, counted)
+    assert "bar.sync" in ptx[written:counted] and "ld.global.cg" in ptx[counted:]
+
+
+@pytest.mark.parametrize("capability", GPUS)
+def test_the_other_kernels_compile(capability):
+    from inferlab.kernels import norm, rope_store, swiglu
+
+    for add, rows, block in ((True, 1, 4096), (False, 4, 1024)):
+        found = compiled(norm._add_rms_norm, capability, 8, ADD=add, ROWS=rows, BLOCK=block)
+        assert "ld.global.v4" in found.asm["ptx"] and "st.global.v4" in found.asm["ptx"]
+    assert "ld.global.v4" in compiled(swiglu._swiglu, capability, 8, BLOCK=2048).asm["ptx"]
+    for norms, keep, tokens, heads, half, warps in (
+        (False, False, 1, 1, 64, 1), (True, True, 16, 4, 64, 4), (True, False, 1, 1, 32, 1)
+    ):  # fmt: skip
+        compiled(
+            rope_store._rotate_and_store, capability, warps, NORM=norms, KEEP=keep, TOKENS=tokens,
+            HEADS=heads, HALF=half,
+        )  # fmt: skip
