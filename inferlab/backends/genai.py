@@ -43,17 +43,23 @@ def check_one_onnxruntime() -> None:
         )
 
 
-def real_providers(asked: Sequence[str] = ()) -> list[str]:
-    """What a session that asks for the providers `asked`, and for the CPU, really gets."""
+def import_runtime() -> ModuleType:
+    """The module onnxruntime, without its telemetry; a UserError when it is not there."""
+    check_one_onnxruntime()
     os.environ.update(NO_TELEMETRY)
     try:
-        runtime = import_module("onnxruntime")
+        return import_module("onnxruntime")
     except (ImportError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"onnxruntime cannot be imported ({reason[:160]}): run `pip install "
             "--force-reinstall -r requirements.txt`"
         ) from error
+
+
+def real_providers(asked: Sequence[str] = ()) -> list[str]:
+    """What a session that asks for the providers `asked`, and for the CPU, really gets."""
+    runtime = import_runtime()
     if asked:
         runtime.preload_dlls()  # CUDA's libraries lie in torch's packages
         runtime.set_default_logger_severity(SILENT)  # a missing library is an answer here

@@ -19,7 +19,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("errors", "units", "stats"),
     (
         "paths", "datafile", "trace", "metrics", "dialects", "hardware", "profiles", "workload",
-        "notebook", "records", "claims", "cited",
+        "lengths", "notebook", "records", "claims", "cited",
     ),
     ("timing", "kernels", "kvcache", "quant"),
     ("models",),
@@ -28,13 +28,14 @@ LAYERS: list[tuple[str, ...]] = [
     (
         "journal", "recorder", "calibration", "bench", "fitting", "cachecost", "cachebench",
         "kernelfit", "stepprofile", "filledcache", "quantcost", "quantbench", "quantquality",
-        "precisioncost", "precisionbench", "precisionquality",
+        "precisioncost", "precisionbench", "precisionquality", "pagingcost", "pagingbench",
+        "stepcost", "ortlevels", "stepbench",
         "omission", "synchronization", "latency_tables", "measure", "doctor", "runner", "execute",
         "report", "exercises", "pages", "cli", "__main__",
     ),
 ]  # fmt: skip
 # Figures know records and numbers, nothing that computes with tensors; only pages may use them.
-SIDE = ("plot_style", "plots", "plot_latency", "plot_quant", "plot_precision")
+SIDE = ("plot_style", "plots", "plot_latency", "plot_quant", "plot_precision", "plot_paging", "plot_steps")
 SIDE_MAY_USE = {"errors", "units", "stats", "records", "cited"}
 MAY_USE_SIDE = {"pages"}
 
@@ -45,7 +46,7 @@ TENSOR_LIBRARIES = {"torch", "transformers", "triton", "onnxruntime"}
 WITHOUT_TORCH = {"models.config", "models.cost", "quant.formats", "roofline", "plots", "plot_style",
                  "plot_latency", "latency_tables", "omission",
                  "report", "pages", "journal", "runner", "exercises", "cachecost",
-                 "quantcost", "precisioncost"}  # fmt: skip
+                 "quantcost", "precisioncost", "stepcost"}  # fmt: skip
 MAY_IMPORT_TORCH = {"hardware.probes"}
 
 
