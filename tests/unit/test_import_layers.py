@@ -35,7 +35,8 @@ LAYERS: list[tuple[str, ...]] = [
     ),
 ]  # fmt: skip
 # Figures know records and numbers, nothing that computes with tensors; only pages may use them.
-SIDE = ("plot_style", "plots", "plot_latency", "plot_quant", "plot_precision", "plot_paging", "plot_steps")
+SIDE = ("plot_style", "plots", "plot_latency", "plot_quant", "plot_precision", "plot_paging",
+        "plot_steps")
 SIDE_MAY_USE = {"errors", "units", "stats", "records", "cited"}
 MAY_USE_SIDE = {"pages"}
 
@@ -46,7 +47,7 @@ TENSOR_LIBRARIES = {"torch", "transformers", "triton", "onnxruntime"}
 WITHOUT_TORCH = {"models.config", "models.cost", "quant.formats", "roofline", "plots", "plot_style",
                  "plot_latency", "latency_tables", "omission",
                  "report", "pages", "journal", "runner", "exercises", "cachecost",
-                 "quantcost", "precisioncost", "stepcost"}  # fmt: skip
+                 "quantcost", "precisioncost", "pagingcost", "stepcost"}  # fmt: skip
 MAY_IMPORT_TORCH = {"hardware.probes"}
 
 
