@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from inferlab.decoding.graphs import GraphedDecoder
+from inferlab.decoding.steps import Stepper, make_stepper
 from inferlab.kvcache import KVCache
 from inferlab.models.decoder import Decoder
 from inferlab.models.placement import check_host_memory
@@ -20,19 +20,28 @@ class FilledCaches:
     def __init__(self) -> None:
         self._key: tuple | None = None
         self._cache: KVCache | None = None
-        self._steppers: dict[int, GraphedDecoder] = {}
+        self._steppers: dict[int, Stepper] = {}
 
-    def lend(self, decoder: Decoder, batch_size: int, context_len: int, steps: int) -> KVCache:
-        """A static cache that holds `context_len` positions and has room for `steps` more."""
+    def lend(
+        self, decoder: Decoder | Stepper, batch_size: int, context_len: int, steps: int
+    ) -> KVCache:
+        """A cache that holds `context_len` positions and has room for `steps` more.
+
+        It is the bucketed one for a Stepper that is not eager and for our decoder on a GPU (see
+        `stepper`), else the static one.
+        """
         config, capacity = decoder.config, context_len + steps
-        key = (config, decoder.dtype, decoder.device, batch_size, context_len, capacity)
+        kind = getattr(self.stepper(decoder), "cache_kind", "static")
+        key = (kind, config, decoder.dtype, decoder.device, batch_size, context_len, capacity)
         if self._key != key:
             self._key = self._cache = None  # let go of the old one first
-            self._steppers.clear()  # their graphs hold its addresses
+            for stepper in self._steppers.values():
+                stepper.release()  # their graphs hold its addresses
+            self._steppers.clear()
             shape = (batch_size, config.num_kv_heads, context_len, config.head_dim)
             size = 2 * config.num_layers * batch_size * config.kv_size * capacity
             check_host_memory(size * decoder.dtype.itemsize, "the cache of a cell", decoder.device)
-            cache = decoder.new_cache("static", batch_size, capacity)
+            cache = decoder.new_cache(kind, batch_size, capacity)
             constant = torch.full((1,), 0.01, dtype=decoder.dtype, device=decoder.device)
             for layer in range(config.num_layers):
                 cache.update(layer, constant.expand(shape), constant.expand(shape))
@@ -40,8 +49,12 @@ class FilledCaches:
         self._cache.length = context_len
         return self._cache
 
-    def stepper(self, decoder: Decoder) -> Decoder | GraphedDecoder:
+    def stepper(self, decoder: Decoder | Stepper) -> Decoder | Stepper:
         """What to call for a step: on a GPU our decoder's CUDA graphs over the lent cache."""
-        if not isinstance(decoder, Decoder) or decoder.device.type != "cuda":
+        replayed = isinstance(decoder, Decoder) and decoder.device.type == "cuda"
+        if not replayed and not isinstance(decoder, Stepper):
             return decoder
-        return self._steppers.setdefault(id(decoder), GraphedDecoder(decoder))
+        if id(decoder) not in self._steppers:
+            made = make_stepper(decoder, "graph") if replayed else decoder
+            self._steppers[id(decoder)] = made
+        return self._steppers[id(decoder)]

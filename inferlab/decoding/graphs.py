@@ -1,9 +1,10 @@
 """What does a decode step take when the host does not have to start every kernel of it?
 
 A step at a small batch is several hundred short kernels. Starting one costs the host some
-microseconds (a Triton kernel more than one of PyTorch), so that with fast low-bit products a GPU
-waits for its next kernel most of the time. A CUDA graph is the whole step, recorded once and
-started with one call. A graph fixes addresses and shapes, so every length of the cache has its own.
+microseconds (a Triton kernel more than one of PyTorch), so that with fast products a GPU waits for
+its next kernel most of the time. A CUDA graph is the whole step, recorded once and started with one
+call. A graph fixes addresses and shapes: over a bucketed cache one graph serves a whole bucket.
+Chapter: chapters/27_graphs.md    Lab: labs/27_graphs.ipynb
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from typing import Any
 
 import torch
 
-from inferlab.kvcache import KVCache, StaticCache
-from inferlab.models.decoder import Decoder
+from inferlab.kvcache import BucketedCache
 
 Work = Callable[[], Any]
-MOST_GRAPHS = 1024  # steps kept before all are let go
+Step = Callable[[torch.Tensor, torch.Tensor, BucketedCache], torch.Tensor]
 
 
 def captured(work: Work, device: torch.device | str, pool: Any = None) -> Work:
@@ -45,73 +45,54 @@ def captured(work: Work, device: torch.device | str, pool: Any = None) -> Work:
     return replay
 
 
-class GraphedDecoder:
-    """A decoder whose decode steps over a static cache are replayed from CUDA graphs.
+class GraphedStep:
+    """A step that is replayed from CUDA graphs, one for each bucket of the cache it last saw.
 
-    A step at a length that was not seen yet is captured first, which takes tens of milliseconds:
-    warm up over the lengths that are timed. Prefills, padded batches and other caches go to the
-    decoder itself, and so does everything on a CPU. The logits of a step are overwritten by the
-    next one. `capture` replaces `captured` in tests.
+    The first step in a bucket is captured, which takes tens of milliseconds: warm up over the
+    lengths that are timed. The logits of a step are overwritten by the next one. With
+    `one_for_all` the step reads no more than is stored by itself and one graph does for every
+    bucket. `capture` replaces `captured` in tests.
     """
 
-    def __init__(self, decoder: Decoder, capture: Callable[..., Work] | None = None) -> None:
-        self.decoder = decoder
-        if capture is None and decoder.device.type == "cuda":
-            capture = captured
+    def __init__(
+        self, step: Step, one_for_all: bool = False, capture: Callable[..., Work] = captured
+    ) -> None:
+        self.step = step
+        self._one_for_all = one_for_all
         self._capture = capture
-        self._cache: KVCache | None = None
-        self._steps: dict[int, Work] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.decoder, name)
+        self._cache: BucketedCache | None = None
+        self._replays: dict[int, Work] = {}
 
     def __call__(
-        self,
-        token_ids: torch.Tensor,
-        cache: KVCache,
-        positions: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        all_positions: bool = False,
+        self, token_ids: torch.Tensor, positions: torch.Tensor, cache: BucketedCache
     ) -> torch.Tensor:
-        """As `Decoder.forward`."""
-        replayable = token_ids.shape[1] == 1 and mask is None and isinstance(cache, StaticCache)
-        if self._capture is None or not replayable or all_positions:
-            return self.decoder(token_ids, cache, positions, mask, all_positions)
-        if cache is not self._cache or len(self._steps) >= MOST_GRAPHS:
-            self._begin(token_ids, cache, positions)
+        """[B, 1] token ids and positions -> [B, V] logits; the cache is written, not advanced."""
+        if self._cache is not cache:
+            self._begin(token_ids, positions, cache)
         self._token_ids.copy_(token_ids)
         self._positions.copy_(positions)
-        length = cache.length
-        if length not in self._steps:
-            self._steps[length] = self._step(cache, length)
-        self._steps[length]()
-        cache.length = length
-        cache.advance(1)
-        return self._logits
+        key = 0 if self._one_for_all else cache.width
+        if key not in self._replays:
+            self._replays[key] = self._capture(
+                lambda: self.step(self._token_ids, self._positions, cache),
+                token_ids.device,
+                self._pool,
+            )
+        return self._replays[key]()
 
     def release(self) -> None:
-        """Let go of the graphs and of the cache whose addresses they hold."""
-        self._steps.clear()
+        """Let go of the graphs, and of the cache whose addresses they hold."""
+        self._replays.clear()
         self._cache = None
 
-    def _begin(self, token_ids: torch.Tensor, cache: KVCache, positions: torch.Tensor) -> None:
-        """Inputs, output and memory that the graphs over this cache share."""
+    def _begin(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, cache: BucketedCache
+    ) -> None:
+        """Inputs and memory that the graphs over this cache share."""
         self.release()
-        config = self.decoder.config
         self._cache = cache
-        self._token_ids, self._positions = token_ids.clone(), positions.clone()
-        self._logits = torch.empty(
-            token_ids.shape[0], config.vocab_size, dtype=self.decoder.dtype,
-            device=self.decoder.device,
-        )  # fmt: skip
-        on_gpu = self.decoder.device.type == "cuda"
+        with torch.inference_mode(False):
+            self._token_ids = torch.empty_like(token_ids, memory_format=torch.contiguous_format)
+            self._positions = torch.empty_like(self._token_ids)
+        on_gpu = token_ids.device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
-        # Grown now: the graphs must not keep the address of a table that is replaced.
-        self.decoder.reserve(min(cache.shape.capacity, config.max_context_len))
-
-    def _step(self, cache: KVCache, length: int) -> Work:
-        def work() -> None:
-            cache.length = length  # the decoder advances it; the same position is written again
-            self._logits.copy_(self.decoder(self._token_ids, cache, self._positions))
-
-        return self._capture(work, self.decoder.device, self._pool)

@@ -79,17 +79,20 @@ class BucketedCache:
     ) -> None:
         self.shape = shape
         self.bucket_size = bucket_size
-        size = (shape.batch_size, shape.num_kv_heads, shape.capacity, shape.head_dim)
+        # One position to spare: else the widest bucket is contiguous, and compiled code that was
+        # made for the others is not for that one.
+        size = (shape.batch_size, shape.num_kv_heads, shape.capacity + 1, shape.head_dim)
+
+        def stores() -> list[torch.Tensor]:
+            # Filled: 0 times what is unread must not be NaN, and the pages must exist.
+            made = [torch.empty(size, dtype=dtype, device=device) for _ in range(shape.num_layers)]
+            return [store.zero_().narrow(2, 0, shape.capacity) for store in made]
+
         # Plain tensors even in inference mode: compiled code must meet one kind only.
         with torch.inference_mode(False):
-            self.keys, self.values = (
-                [torch.empty(size, dtype=dtype, device=device) for _ in range(shape.num_layers)]
-                for _ in range(2)
-            )
+            self.keys, self.values = stores(), stores()
             self.slots = torch.zeros(shape.batch_size, dtype=torch.int64, device=device)
             self.lengths = torch.zeros(shape.batch_size, dtype=torch.int32, device=device)
-        for store in (*self.keys, *self.values):
-            store.zero_()  # unread is not enough: 0 times NaN is NaN; and the pages must exist
         self.reset()
 
     @property
@@ -175,5 +178,5 @@ class BucketedCache:
         self._uneven = False
 
     def num_bytes(self) -> int:
-        """Bytes of the whole capacity, filled or not."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+        """Bytes of the whole capacity, filled or not, and of the position to spare."""
+        return sum(store.untyped_storage().nbytes() for store in (*self.keys, *self.values))

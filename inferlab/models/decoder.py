@@ -189,7 +189,8 @@ class Decoder(nn.Module):
                 )
             held = 512 if self._rope is None else self._rope.shape[0]
             size = min(max(length, 2 * held), self.config.max_context_len)
-            self._rope = rope_table(self.config, size, self.dtype, self.device)
+            with torch.inference_mode(False):  # compiled code must meet one kind of tensor only
+                self._rope = rope_table(self.config, size, self.dtype, self.device)
         return self._rope
 
     def new_cache(self, kind: str, batch_size: int, capacity: int) -> KVCache:

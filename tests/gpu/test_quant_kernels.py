@@ -18,7 +18,7 @@ from product_bounds import check  # noqa: E402
 from inferlab import kernels  # noqa: E402
 from inferlab.backends import load_backend  # noqa: E402
 from inferlab.decoding.generate import generate  # noqa: E402
-from inferlab.decoding.graphs import GraphedDecoder  # noqa: E402
+from inferlab.decoding.steps import make_stepper  # noqa: E402
 from inferlab.errors import UserError  # noqa: E402
 from inferlab.kernels import reference  # noqa: E402
 from inferlab.quant import activations  # noqa: E402
@@ -138,8 +138,8 @@ def test_a_shape_seen_first_in_a_graph_is_not_timed_there():
 def test_graphed_steps_give_the_tokens_of_plain_ones(quant):
     backend = load_backend("torch", "smollm2-135m", "bfloat16", "cuda", quant=quant)
     prompts = [[1, 2, 3, 4], [5, 6, 7, 8]]
-    expected = generate(backend.decoder, prompts, 12)
-    graphed = GraphedDecoder(backend.decoder)
+    expected = generate(backend.decoder, prompts, 12, "bucketed")
+    graphed = make_stepper(backend.decoder, "graph")
     cache = graphed.new_cache("static", 2, 15)
     for _ in range(3):
         assert generate(graphed, prompts, 12, cache) == expected

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from test_graphs import Captures
 from tiny_models import tiny
 
 from inferlab import quantbench
 from inferlab.backends.torch import TorchBackend
+from inferlab.decoding.steps import make_stepper
 from inferlab.errors import UserError
 from inferlab.models.load import load_decoder
 from inferlab.models.projections import replace_weights
@@ -120,3 +122,12 @@ def test_no_cell_is_a_shape_that_predictions_are_fitted_on(profile, deep):
     assert found.is_full or not deep
     assert not found.wants("int4-genai", 1, found.context_lens[-1])
     assert not found.wants("int8-naive", found.batch_sizes[1], found.context_lens[0])
+
+
+def test_a_stepper_is_lent_the_cache_that_it_needs(decoder):
+    caches, captures = FilledCaches(), Captures()
+    graphed = make_stepper(decoder, "graph", captures)
+    for _ in range(2):
+        decode_trace(graphed, 2, 10, 3, caches)
+    assert captures.count == 1 and type(caches.lend(graphed, 2, 10, 4)).__name__ == "BucketedCache"
+    assert type(caches.lend(decoder, 2, 10, 4)).__name__ == "StaticCache"

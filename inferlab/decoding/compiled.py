@@ -1,0 +1,190 @@
+"""What does a decode step take when a compiler has seen all of it?
+
+`torch.compile` fuses what lies between the products. On a CPU Inductor's freezing also lays the
+weights out for oneDNN, which a plain product does at each call. Three things cost all of that again
+(lab 27 measures them): weights that we packed ourselves, which a compiler cannot see into; a cache
+that is one tensor for all layers, copied whole at each write; shapes that grow with the text.
+Chapter: chapters/27_graphs.md    Lab: labs/27_graphs.ipynb
+"""
+
+from __future__ import annotations
+
+import time
+import types
+from collections.abc import Callable
+
+import torch
+
+from inferlab.errors import UserError
+from inferlab.kvcache import BucketedCache
+from inferlab.kvcache.bucketed import BucketStep, bucket_mask
+from inferlab.models.decoder import Decoder
+from inferlab.models.layers import Projection
+from inferlab.models.placement import check_host_memory
+
+Views = list[torch.Tensor]
+
+
+class CannotCompile(Exception):
+    """A step could not be compiled; the message is the cause, in one line."""
+
+
+def decode_step(
+    decoder: Decoder, token_ids: torch.Tensor, positions: torch.Tensor, keys: Views, values: Views
+) -> torch.Tensor:
+    """One token a sequence, [B, 1] each -> [B, V] logits, over one bucket: what is compiled.
+
+    `keys` and `values` are a layer's stores [B, G, width, D], written at `positions`.
+    """
+    step = BucketStep(keys, values, positions[:, -1])
+    mask = bucket_mask(step.slots, keys[0].shape[2], keys[0].dtype)
+    return decoder(token_ids, step, positions, mask)
+
+
+def eager_step(decoder: Decoder) -> Callable[..., torch.Tensor]:
+    """`decode_step` over a bucketed cache, operation by operation: what a CUDA graph records."""
+
+    def step(token_ids: torch.Tensor, positions: torch.Tensor, cache: BucketedCache):
+        held = cache.step(cache.width)
+        return decode_step(decoder, token_ids, positions, held.keys, held.values)
+
+    return step
+
+
+class CompiledStep:
+    """`decode_step` through `torch.compile`, once for each batch size and for all buckets.
+
+    The width of the bucket is a symbol in the compiled code, everything else a constant. On a CPU
+    each batch size holds a packed copy of the weights beside the plain ones, which the prefill
+    uses: `packed_bytes` (Inductor's freezing_discard_parameters would take those away). On CUDA
+    nothing is frozen: kernels read the weights where they are.
+    """
+
+    def __init__(self, decoder: Decoder, max_autotune: bool = False) -> None:
+        self.decoder = decoder
+        self.compile_s = 0.0  # of all compilations together
+        self.compilations = 0
+        self.recompiles = 0  # beyond the first of a batch size
+        decoder.reserve(decoder.config.max_context_len)  # compiled as a constant: it may not grow
+        self._freezes = decoder.device.type == "cpu"
+        # CUDA graphs, where there are any, are ours: Inductor's leave out steps that write inputs.
+        name = "max-autotune-no-cudagraphs" if max_autotune else "default"
+        self._options = dict(torch._inductor.list_mode_options(name))
+        self._compiled: dict[int, Callable[..., torch.Tensor]] = {}
+        self._worked: set[int] = set()
+        self._cache: BucketedCache | None = None
+        self._views: dict[int, BucketStep] = {}
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the second copy of the weights that one batch size needs; 0 on CUDA."""
+        if not self._freezes:
+            return 0
+        return sum(
+            module.weight.numel() * module.weight.element_size()
+            for module in self.decoder.modules()
+            if isinstance(module, Projection) and module.weight is not None
+        )
+
+    def more_bytes(self, batch_size: int) -> int:
+        """Bytes that a first step with `batch_size` sequences will take beside the cache."""
+        return 0 if batch_size in self._compiled else self.packed_bytes
+
+    def __call__(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, cache: BucketedCache
+    ) -> torch.Tensor:
+        """[B, 1] token ids and positions -> [B, V] logits; the cache is written, not advanced."""
+        batch = token_ids.shape[0]
+        if batch not in self._compiled:
+            what = f"packing the weights of {self.decoder.config.name} for a compiled step"
+            check_host_memory(self.packed_bytes, what, self.decoder.device)
+            step = _own_code(self.decoder)
+            self._compiled[batch] = torch.compile(
+                step, fullgraph=True, dynamic=False, options=self._options
+            )
+        counted, start = _graphs(), time.perf_counter()
+        freezing, plain = torch._inductor.config.freezing, torch.contiguous_format
+        # One state and one kind of tensor whoever calls, since compiled code is guarded by them.
+        with torch.inference_mode(False), torch.no_grad():
+            held = self._held(cache)
+            inputs = [token_ids.clone(memory_format=plain), positions.clone(memory_format=plain)]
+            try:
+                torch._inductor.config.freezing = self._freezes
+                found = self._compiled[batch](*inputs, held.keys, held.values)
+            except (UserError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                if batch in self._worked:
+                    raise
+                del self._compiled[batch]
+                raise CannotCompile(_first_line(error)) from error
+            finally:
+                torch._inductor.config.freezing = freezing
+        self._worked.add(batch)
+        if new := _graphs() - counted:
+            self.compile_s += time.perf_counter() - start
+            self.compilations += new
+            self.recompiles = self.compilations - len(self._compiled)
+        return found
+
+    def release(self) -> None:
+        """Let go of the cache; the compiled code stays."""
+        self._views.clear()
+        self._cache = None
+
+    def _held(self, cache: BucketedCache) -> BucketStep:
+        """The views of the current bucket, their width marked as one that varies."""
+        if self._cache is not cache:
+            self.release()
+            self._cache = cache
+        width = cache.width
+        if width not in self._views:
+            held = cache.step(width)
+            for store in (*held.keys, *held.values):
+                torch._dynamo.mark_dynamic(store, 2)
+            self._views[width] = held
+        return self._views[width]
+
+
+def _own_code(decoder: Decoder) -> Callable[..., torch.Tensor]:
+    """`decode_step` of `decoder` with code of its own: what is compiled is kept, and counted
+    against the compiler's limit, by code object.
+    """
+
+    def step(token_ids: torch.Tensor, positions: torch.Tensor, keys: Views, values: Views):
+        return decode_step(decoder, token_ids, positions, keys, values)
+
+    code = step.__code__.replace()
+    return types.FunctionType(code, step.__globals__, step.__name__, None, step.__closure__)
+
+
+def check_can_compile(decoder: Decoder) -> None:
+    """UserError where the decoder's weights are hidden from a compiler."""
+    for module in decoder.modules():
+        if isinstance(module, Projection) and module._packed is not None:
+            raise UserError(
+                f"the weights of {decoder.config.name} are packed for oneDNN, which a compiler "
+                "cannot see into: load the decoder with pack=False"
+            )
+
+
+def why_no_compiler(device: torch.device) -> str | None:
+    """Why nothing can be compiled for `device`; None when it can."""
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        torch._inductor.cpp_builder.get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return "no C++ compiler works here: install g++ or name one in CXX"
+    return None
+
+
+def _graphs() -> int:
+    """Graphs that this process has compiled."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def _first_line(error: Exception) -> str:
+    """The cause of a failed compilation in one line of at most 160 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:160]
