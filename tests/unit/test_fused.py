@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed: `make env` installs it")
-INTERPRETED = Path(__file__).with_name("interpreted_fused.py")
+INTERPRETED = ("interpreted_fused.py", "interpreted_decoder.py")
 GPUS = (80, 90)  # compute capability of the oldest that is served, and of Hopper
 ACTIVATIONS = dict.fromkeys(
     ("x", "weight", "bias", "residual", "y", "normed", "total", "gate_up", "qkv", "cosines",
@@ -24,11 +24,13 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
 
 
-def test_kernels_in_the_interpreter():
+@pytest.mark.parametrize("name", INTERPRETED)
+def test_kernels_in_the_interpreter(name):
+    file = Path(__file__).with_name(name)
     answer = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=INTERPRETED.parents[2], capture_output=True, text=True, check=False,
+        cwd=file.parents[2], capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "skipped" not in answer.stdout
