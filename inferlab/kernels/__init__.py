@@ -7,16 +7,23 @@ Chapter: chapters/10_quantization.md    Lab: labs/10_quantization.ipynb
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
+import re
 
 LEAST_CAPABILITY = (8, 0)  # bfloat16 in the tensor cores
+LEAST_TRITON = (3, 6)  # comes with torch 2.11
 
 
 def why_unavailable(device: object) -> str | None:
     """Why these kernels cannot run on `device` ("cpu", "cuda", ...); None when they can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: `make env` installs it, a torch with CUDA brings it along"
+    version = importlib.import_module("triton").__version__
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < LEAST_TRITON:
+        least = ".".join(map(str, LEAST_TRITON))
+        return f"triton {version} is too old: install triton {least} or newer, with its torch"
     kind = str(device).partition(":")[0]
     if kind == "cuda":
         import torch

@@ -20,6 +20,8 @@ DIVISIBLE = {
     "out_features", "in_features", "x_stride", "stride", "residual_stride", "size", "inner_size",
     "qkv_stride", "cosines_stride", "sines_stride", "key_block_stride", "key_head_stride",
     "key_place_stride", "value_block_stride", "value_head_stride", "value_place_stride",
+    "q_row", "q_token", "q_head", "k_row", "k_block", "k_group", "k_place", "v_row", "v_block",
+    "v_group", "v_place",
 }  # fmt: skip
 
 
@@ -41,6 +43,11 @@ def compile_kernel(function, capability, num_warps=4, types=None, **constants):
 
 def inner_loop(compiled, folder):
     """Machine instructions of the largest loop, in order."""
+    return max(loops(compiled, folder), key=len)
+
+
+def loops(compiled, folder):
+    """Machine instructions of each loop, in order."""
     cubin = Path(folder) / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -51,10 +58,10 @@ def inner_loop(compiled, folder):
     ).stdout  # fmt: skip
     found = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", text, re.MULTILINE)
     code = [(int(place, 16), line) for place, line in found]
-    loops = []
+    bodies = []
     for place, line in code:
         target = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", line)
         if target and int(target[1], 16) < place:
             start = int(target[1], 16)
-            loops.append([line for at, line in code if start <= at <= place])
-    return max(loops, key=len)
+            bodies.append([line for at, line in code if start <= at <= place])
+    return bodies

@@ -1,5 +1,7 @@
 """The packed layouts: every code in its place, no byte more than the format says."""
 
+import importlib.util
+
 import pytest
 import torch
 from hypothesis import given
@@ -81,13 +83,24 @@ def test_the_reference_product_is_that_of_the_dequantized_weights(name):
 
 def test_a_cpu_has_no_triton_kernels(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert "run on a GPU" in kernels.why_unavailable("cpu")
+    if importlib.util.find_spec("triton"):
+        assert "run on a GPU" in kernels.why_unavailable("cpu")
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     assert "triton is not installed" in kernels.why_unavailable("cpu")
 
 
+@pytest.mark.parametrize("version", ["2.3.1", "3.5.1+git0a1b2c"])
+def test_a_triton_too_old_is_refused(monkeypatch, version):
+    triton = pytest.importorskip("triton", reason="triton is not installed: `make env` installs it")
+    monkeypatch.setattr(triton, "__version__", version)
+    assert f"triton {version} is too old: install triton 3.6" in kernels.why_unavailable("cuda")
+    monkeypatch.setattr(triton, "__version__", "3.10.0")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "run on a GPU" in kernels.why_unavailable("cpu")
+
+
 def test_a_gpu_without_bfloat16_is_refused(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: True)
+    pytest.importorskip("triton", reason="triton is not installed: `make env` installs it")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert kernels.why_unavailable("cuda") == "no CUDA device is usable"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
