@@ -29,9 +29,15 @@ class PagedRun:
 
     token_ids: list[list[int]]  # of each prompt, in the order given
     batch_sizes: tuple[int, ...]  # sequences in each decode step
-    used_ratios: tuple[float, ...]  # positions held over positions lent, after each decode step
+    held_tokens: int  # positions that hold a token, summed over the decode steps
+    lent_tokens: int  # positions in blocks that were lent, likewise
     num_preempted: int  # times that a sequence lost its blocks
     recomputed_tokens: int  # positions that were read a second time for that
+
+    @property
+    def waste_ratio(self) -> float:
+        """Share of the lent positions that held nothing, over all decode steps."""
+        return 1 - self.held_tokens / self.lent_tokens if self.lent_tokens else 0.0
 
 
 @dataclass(slots=True)
@@ -84,14 +90,19 @@ def run_paged(
     _check_fits(cache, ends)
     cache.reset()
     batch = _Batch([list(prompt) for prompt in prompts], ends, deque(range(len(prompts))))
-    sizes, ratios, preempted, recomputed = [], [], 0, 0
+    sizes, held, lent, preempted, recomputed = [], 0, 0, 0, 0
 
-    def feed(rows: Sequence[int], token_ids: Sequence[Sequence[int]]) -> None:
+    def feed(rows: Sequence[int], token_ids: Sequence[Sequence[int]], is_step: bool) -> None:
+        nonlocal held, lent
         cache.select(rows)
         ids = torch.tensor(token_ids, device=decoder.device)
         starts = torch.tensor(cache.lengths(), device=decoder.device)[:, None]
         positions = starts + torch.arange(ids.shape[1], device=decoder.device)
         tokens = choose(decoder(ids, cache, positions), GREEDY, None).tolist()
+        if is_step:
+            sizes.append(len(rows))
+            now = _occupancy(cache)
+            held, lent = held + now[0], lent + now[1]
         for seq_id, token in zip(rows, tokens, strict=True):
             batch.texts[seq_id].append(token)
             if not batch.unfinished(seq_id):
@@ -103,7 +114,7 @@ def run_paged(
     while batch.waiting or batch.running:
         while batch.waiting and _may_enter(cache, batch, when_full):
             batch.running.append(batch.waiting.popleft())
-            feed(batch.running[-1:], [batch.texts[batch.running[-1]]])
+            feed(batch.running[-1:], [batch.texts[batch.running[-1]]], False)
         while cache.manager.blocks_to_append(dict.fromkeys(batch.running, 1)) > (
             cache.manager.num_free
         ):
@@ -112,11 +123,9 @@ def run_paged(
             cache.free(last)
             batch.waiting.appendleft(last)
         if batch.running:
-            sizes.append(len(batch.running))
-            feed(tuple(batch.running), [[batch.texts[s][-1]] for s in batch.running])
-            ratios.append(_used_ratio(cache))
+            feed(tuple(batch.running), [[batch.texts[s][-1]] for s in batch.running], True)
     written = [text[len(p) :] for text, p in zip(batch.texts, prompts, strict=True)]
-    return PagedRun(written, tuple(sizes), tuple(ratios), preempted, recomputed)
+    return PagedRun(written, tuple(sizes), held, lent, preempted, recomputed)
 
 
 def _check_fits(cache: PagedCache, ends: Sequence[int]) -> None:
@@ -144,9 +153,8 @@ def _may_enter(cache: PagedCache, batch: _Batch, when_full: str) -> bool:
     return manager.blocks_for(length) + steps <= manager.num_free
 
 
-def _used_ratio(cache: PagedCache) -> float:
-    """Positions held over positions lent; 1 when nothing is lent (or a fork shares some)."""
+def _occupancy(cache: PagedCache) -> tuple[int, int]:
+    """Positions that hold a token, and positions in blocks that are lent."""
     manager = cache.manager
-    lent = (manager.num_blocks - manager.num_free) * manager.block_size
     held = sum(manager.num_tokens(seq_id) for seq_id in manager.seq_ids)
-    return held / lent if lent else 1.0
+    return held, (manager.num_blocks - manager.num_free) * manager.block_size

@@ -28,14 +28,17 @@ LAYERS: list[tuple[str, ...]] = [
     (
         "journal", "recorder", "calibration", "bench", "fitting", "cachecost", "cachebench",
         "kernelfit", "stepprofile", "filledcache", "quantcost", "quantbench", "quantquality",
-        "precisioncost", "precisionbench", "precisionquality", "pagingcost", "pagingbench",
+        "precisioncost", "precisionbench", "precisionquality",
+        "pagingcost", "pagingserver", "pagingbench",
         "stepcost", "ortlevels", "stepbench",
+        "layoutcost", "layoutbench", "layoutroom", "layoutquality",
         "omission", "synchronization", "latency_tables", "measure", "doctor", "runner", "execute",
         "report", "exercises", "pages", "cli", "__main__",
     ),
 ]  # fmt: skip
 # Figures know records and numbers, nothing that computes with tensors; only pages may use them.
-SIDE = ("plot_style", "plots", "plot_latency", "plot_quant", "plot_precision", "plot_paging",
+SIDE = ("plot_style", "plots", "plot_latency", "plot_quant", "plot_precision", "plot_layouts",
+        "plot_paging",
         "plot_steps")
 SIDE_MAY_USE = {"errors", "units", "stats", "records", "cited"}
 MAY_USE_SIDE = {"pages"}
@@ -47,7 +50,7 @@ TENSOR_LIBRARIES = {"torch", "transformers", "triton", "onnxruntime"}
 WITHOUT_TORCH = {"models.config", "models.cost", "quant.formats", "roofline", "plots", "plot_style",
                  "plot_latency", "latency_tables", "omission",
                  "report", "pages", "journal", "runner", "exercises", "cachecost",
-                 "quantcost", "precisioncost", "pagingcost", "stepcost"}  # fmt: skip
+                 "quantcost", "precisioncost", "layoutcost", "pagingcost", "stepcost"}  # fmt: skip
 MAY_IMPORT_TORCH = {"hardware.probes"}
 
 
