@@ -85,6 +85,19 @@ STYLES: dict[str, Style] = {
     "awq": Style(PURPLE, "P"),
     "gptq": Style(SKY, "X"),
     "qat": Style(RED, "v"),
+    # Layouts of keys and values: one head a query head, shared, one for all; made from latents.
+    "mha": Style(RED, "v"),
+    "gqa": Style(BLUE, "o"),
+    "mqa": Style(ORANGE, "s"),
+    "latent": Style(GREEN, "D"),
+    "absorbed": Style(SKY, "X", "--"),  # keys made, values not
+    "decoupled": Style(PURPLE, "P"),  # neither made: DeepSeek's
+    # How an operation is computed: operator by operator, by PyTorch's own kernel, compiled, by ours.
+    "eager": Style(GREY, "s"),
+    "library": Style(ORANGE, "^"),
+    "compile": Style(PURPLE, "D"),
+    "compile-rolled": Style(PURPLE, "v", "--"),  # written so that its loops are slow
+    "triton": Style(GREEN, "o"),
 }
 COLORS: dict[str, str] = {name: style.color for name, style in STYLES.items()}
 

@@ -21,7 +21,8 @@ from inferlab.kvcache import KVCache
 from inferlab.kvcache.latent import LatentCache, Rope
 from inferlab.models.config import ModelConfig
 from inferlab.models.decoder import Attention, Decoder
-from inferlab.models.latent import LatentDecoder, check_rank, weights_of_scores
+from inferlab.models.heads import check_rank, decoupled_rope_dim
+from inferlab.models.latent import LatentDecoder, weights_of_scores
 from inferlab.models.layers import Projection, apply_rope
 from inferlab.models.layouts import share_modules
 from inferlab.models.weights import RANDOM_STD
@@ -39,7 +40,7 @@ class DecoupledAttention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, rank: int, **factory) -> None:
         super().__init__()
         self.config, self.layer, self.rank = config, layer, rank
-        self.rope_dim = rope_dim(config)
+        self.rope_dim = decoupled_rope_dim(config)
         rotated = (config.num_q_heads + 1) * self.rope_dim
         self.qkv = Projection(config.hidden_size, config.q_size + rank + rotated, False, **factory)
         shape = (config.num_kv_heads, config.head_dim, rank)
@@ -80,11 +81,6 @@ class DecoupledAttention(nn.Module):
         mixed = mixed.view(batch, new, groups, shares, self.rank)
         values = torch.einsum("btgrk,gdk->btgrd", mixed, self.up_values)
         return self.out(values.reshape(batch, new, config.q_size))
-
-
-def rope_dim(config: ModelConfig) -> int:
-    """Numbers of the rotated part that heads share: half a head, as in DeepSeek-V2 (64 of 128)."""
-    return config.head_dim // 2
 
 
 def _causal(new: int, scores: torch.Tensor) -> torch.Tensor:

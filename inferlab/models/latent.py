@@ -25,6 +25,7 @@ from inferlab.kvcache import CacheShape, KVCache
 from inferlab.kvcache.latent import LatentCache, Rope
 from inferlab.models.config import ModelConfig
 from inferlab.models.decoder import Attention, Decoder
+from inferlab.models.heads import check_rank
 from inferlab.models.layers import Projection, apply_rope
 from inferlab.models.layouts import share_modules
 from inferlab.models.projections import plain_weight
@@ -39,16 +40,6 @@ class Factors:
     up: torch.Tensor  # [2 kv, r], orthonormal columns but for the balance of keys and values
     down: torch.Tensor  # [r, H]
     kept_ratio: float
-
-
-def check_rank(config: ModelConfig, rank: int) -> None:
-    """Refuse a rank that is no number of dimensions of keys and values together."""
-    most = min(2 * config.kv_size, config.hidden_size)
-    if rank != int(rank) or not 1 <= rank <= most:
-        raise UserError(
-            f"rank {rank} is out of range: keys and values of {config.name} have 1 to {most} "
-            "dimensions together"
-        )
 
 
 def factorize(

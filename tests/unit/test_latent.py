@@ -143,9 +143,7 @@ def test_a_short_training_wins_a_part_back(make):
     config, tensors = layout_tensors(lively_weights(CONFIG), CONFIG, "mqa")
     student = decoder_of(config, tensors) if make == "mqa" else latent_decoder(decoder_of(), 6)
     before = held_out_loss(student)
-    losses = finetune(
-        student, decoder_of(), text(64), 30, learning_rate=3e-2, tokens_per_step=256
-    )
+    losses = finetune(student, decoder_of(), text(64), 30, learning_rate=3e-2, tokens_per_step=256)
     assert len(losses) == 30 and held_out_loss(student) < 0.9 * before
     assert not any(parameter.requires_grad for parameter in student.parameters())
 

@@ -8,9 +8,8 @@ from inferlab.errors import UserError
 from inferlab.kvcache import CacheTooSmall
 from inferlab.models.cost import kv_bytes_per_token, num_parameters
 from inferlab.models.decoder import Decoder
+from inferlab.models.heads import layout_config, layout_heads
 from inferlab.models.layouts import (
-    layout_config,
-    layout_heads,
     layout_tensors,
     load_layout,
     regroup,
@@ -76,7 +75,9 @@ def test_only_attention_takes_memory_of_its_own():
 
 
 def test_cache_bytes_go_with_the_heads():
-    size = {x: kv_bytes_per_token(layout_config(WIDE, x), "bfloat16") for x in ("mha", "gqa", "mqa")}
+    size = {
+        x: kv_bytes_per_token(layout_config(WIDE, x), "bfloat16") for x in ("mha", "gqa", "mqa")
+    }
     assert size["mha"] == 3 * size["gqa"] == 12 * size["mqa"]
 
 

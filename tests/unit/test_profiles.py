@@ -23,6 +23,16 @@ def test_every_model_of_a_profile_was_trained_for_its_longest_text(name):
         assert longest <= get_config(model).max_context_len
 
 
+@pytest.mark.parametrize("name", profiles.PROFILES)
+def test_long_contexts_are_within_what_the_largest_model_was_trained_for(name):
+    profile = profiles.PROFILES[name]
+    lengths = profile.long_context_lens
+    assert len(lengths) >= 3 and list(lengths) == sorted(lengths)
+    # With room for the steps that are timed there.
+    assert lengths[-1] + 64 <= get_config(profile.speed_models[-1]).max_context_len
+    assert name != "tiny" or lengths[-1] <= 2048
+
+
 def test_an_unknown_override_names_what_exists(monkeypatch):
     monkeypatch.setenv("INFERLAB_PROFILE", "huge")
     with pytest.raises(UserError, match="tiny, gpu16, gpu24, gpu80"):
