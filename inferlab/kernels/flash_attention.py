@@ -61,7 +61,7 @@ def _walk(
     return top, total, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_new", "num_positions", "num_q"])  # compiled once
 def _flash(
     queries,  # [B, T, G R, D]
     keys, values,  # [B, G, S, D]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from inferlab.kvcache.view import StoreView
 
 TILE_BYTES = 32768  # keys and values of one step
-MOST_SPLITS = 128
+MOST_SPLITS = tl.constexpr(128)  # a power of two
 RESIDENT = 2  # programs that share a multiprocessor
 ROUNDS = 4  # times over that programs should fill the GPU: sequences differ in length
 WORTH_TILES = 4  # tiles that make a program of a later round worth its start
@@ -35,16 +35,16 @@ COMBINED = tl.constexpr(8192)  # numbers of shares that a program adds up at onc
 EXCHANGE_BYTES = 8192  # between the warps of a program: maxima, sums, weights
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length_step", "num_kv", "capacity", "splits"])  # compiled once
 def _decode(
     queries,  # [B, G R, D]
     keys, values,  # [N, G, P, D]
     lengths, tables,  # int32 [B], [B, width]
     mixed,  # [B, G R, D]
     shares, logs, counters,  # float32 [B, G R, splits, D], [B, G R, splits]; int32, 0 before, after
-    q_row, q_head, k_block, k_group, k_place, v_block, v_group, v_place, table_row,
-    num_kv, capacity, scale,
-    REPEATS: tl.constexpr, HEAD: tl.constexpr, PLACES: tl.constexpr, SPLITS: tl.constexpr,
+    q_row, q_head, k_block, k_group, k_place, v_block, v_group, v_place, length_step, table_row,
+    num_kv, capacity, splits, scale,
+    REPEATS: tl.constexpr, HEAD: tl.constexpr, PLACES: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Grid: (sequences x groups x tiles of query heads, splits). PLACES 0: without tables."""
@@ -52,8 +52,8 @@ def _decode(
     row_tiles: tl.constexpr = (REPEATS + ROWS - 1) // ROWS
     group = tile // row_tiles % num_kv
     row = tile // (row_tiles * num_kv)
-    length = tl.minimum(tl.load(lengths + row), capacity)
-    share = tl.maximum(tl.cdiv(tl.cdiv(length, SPLITS), BLOCK_S), 1) * BLOCK_S
+    length = tl.minimum(tl.load(lengths + row * length_step), capacity)
+    share = tl.maximum(tl.cdiv(tl.cdiv(length, splits), BLOCK_S), 1) * BLOCK_S
     active = tl.maximum(tl.cdiv(length, share), 1)
     if split >= active:  # the capacity has more splits than this length
         return
@@ -111,7 +111,7 @@ def _decode(
         out = mixed + heads[:, None] * HEAD + dims[None, :]
         tl.store(out, cast(acc, mixed.dtype.element_ty), mask=kept)
         return
-    own = heads * SPLITS + split
+    own = heads * splits + split
     tl.store(shares + own[:, None] * HEAD + dims[None, :], acc, mask=kept)
     tl.store(logs + own, top + tl.log2(total), mask=used)
     tl.debug_barrier()  # every thread's share is written before the program is counted
@@ -120,16 +120,16 @@ def _decode(
         first_repeat = tile % row_tiles * ROWS
         first_head = row * (num_kv * REPEATS) + group * REPEATS + first_repeat
         _combine(
-            mixed, shares, logs, first_head, REPEATS - first_repeat, active,
-            HEAD, SPLITS, triton.next_power_of_2(min(REPEATS, ROWS)), BLOCK_D,
+            mixed, shares, logs, first_head, REPEATS - first_repeat, active, splits,
+            HEAD, triton.next_power_of_2(min(REPEATS, ROWS)), BLOCK_D,
         )  # fmt: skip
         tl.store(counters + tile, 0)
 
 
 @triton.jit
 def _combine(
-    mixed, shares, logs, first_head, num_heads, active,
-    HEAD: tl.constexpr, SPLITS: tl.constexpr, HEADS: tl.constexpr, BLOCK_D: tl.constexpr,
+    mixed, shares, logs, first_head, num_heads, active, splits,
+    HEAD: tl.constexpr, HEADS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Weigh the `active` shares of some heads by their sums of weights, `logs` in base 2.
 
@@ -139,9 +139,9 @@ def _combine(
     heads = first_head + tl.arange(0, HEADS)
     used = tl.arange(0, HEADS) < num_heads
     dims = tl.arange(0, BLOCK_D)
-    parts = tl.arange(0, triton.next_power_of_2(SPLITS))
+    parts = tl.arange(0, MOST_SPLITS)
     all_logs = tl.load(
-        logs + heads[:, None] * SPLITS + parts[None, :],
+        logs + heads[:, None] * splits + parts[None, :],
         mask=used[:, None] & (parts[None, :] < active), other=float("-inf"), cache_modifier=".cg",
     )  # fmt: skip
     top = tl.where(used, tl.max(all_logs, axis=1), 0.0)
@@ -151,7 +151,7 @@ def _combine(
     for start in range(0, active.handle.data.item() if PLAIN else active, chunk):
         some = start + tl.arange(0, chunk)
         there = used[:, None] & (some[None, :] < active)
-        places = heads[:, None] * SPLITS + some[None, :]
+        places = heads[:, None] * splits + some[None, :]
         log = tl.load(logs + places, mask=there, other=float("-inf"), cache_modifier=".cg")
         share = tl.load(
             shares + places[:, :, None] * HEAD + dims[None, None, :],
@@ -173,7 +173,23 @@ def choose_splits(num_tiles: int, capacity: int, block_s: int, processors: int) 
     longest = triton.cdiv(capacity, block_s)
     once = RESIDENT * processors // num_tiles
     often = min(ROUNDS * RESIDENT * processors // num_tiles, longest // WORTH_TILES)
-    return max(1, min(once if once > often else often, longest, MOST_SPLITS))
+    return max(1, min(once if once > often else often, longest, MOST_SPLITS.value))
+
+
+def _check(queries: torch.Tensor, view: StoreView) -> None:
+    """Refuse what would be read wrongly; nothing that only the device knows is looked at."""
+    keys, values, batch = view.keys, view.values, queries.shape[0]
+    check_heads(queries, keys, values)
+    online_softmax.check_tensors(queries, keys, values)
+    if keys.stride(3) != 1 or values.stride(3) != 1:
+        raise UserError("a store's last dimension must have stride 1: make it contiguous")
+    tables = view.lengths if view.block_tables is None else view.block_tables
+    if view.lengths.shape != (batch,) or tables.shape[0] != batch:
+        raise UserError(f"give a length, and a row of tables, for each of {batch} sequences")
+    if view.lengths.device != keys.device or tables.device != keys.device:
+        raise UserError(f"lengths and tables must be on {keys.device}, where the keys are")
+    if view.block_tables is None and keys.shape[0] < batch:
+        raise UserError(f"a store of {keys.shape[0]} sequences cannot serve {batch}")
 
 
 def decode_attention(
@@ -185,18 +201,15 @@ def decode_attention(
     beyond a length is never read. No shape or launch depends on the lengths: safe to capture in a
     CUDA graph, after one call to compile; calls must not overlap (see `tiles.counters`).
     """
+    _check(queries, view)
     keys, values = view.keys, view.values
-    check_heads(queries, keys, values)
-    online_softmax.check_tensors(queries, keys, values)
-    if keys.stride(3) != 1 or values.stride(3) != 1:
-        raise UserError("a store's last dimension must have stride 1: make it contiguous")
+    queries = online_softmax.unit_stride(queries)
     batch, num_q, head_dim = queries.shape
     num_kv, places = keys.shape[1:3]
     repeats = num_q // num_kv
     paged = view.block_tables is not None
-    tables = view.block_tables if paged else view.lengths
+    tables = online_softmax.unit_stride(view.block_tables) if paged else view.lengths
     capacity = places * (tables.shape[1] if paged else 1)
-    queries = online_softmax.unit_stride(queries)
 
     block_d = max(16, triton.next_power_of_2(head_dim))
     stage_bytes = 2 * block_d * keys.element_size()  # of one position
@@ -205,8 +218,9 @@ def decode_attention(
     num_tiles = batch * num_kv * triton.cdiv(repeats, rows)
     if splits is None:
         splits = choose_splits(num_tiles, capacity, block_s, online_softmax.processors(keys.device))
-    if splits < 1 or (splits > 1 and num_tiles > tiles.COUNTERS):
-        raise UserError(f"{splits} splits of {num_tiles} tiles cannot be counted: leave splits out")
+    most = 1 if num_tiles > tiles.COUNTERS else MOST_SPLITS.value
+    if not 1 <= splits <= most:
+        raise UserError(f"splits={splits} is not from 1 to {most}: leave it out, or change it")
     stages = online_softmax.stages_that_fit(
         keys.device, block_s * stage_bytes, EXCHANGE_BYTES, RESIDENT
     )
@@ -217,9 +231,9 @@ def decode_attention(
     _decode[(num_tiles, splits)](
         queries, keys, values, view.lengths, tables, mixed, shares, logs, tiles.counters(mixed),
         queries.stride(0), queries.stride(1), *keys.stride()[:3], *values.stride()[:3],
-        tables.stride(0) if paged else 0,
-        num_kv, capacity, online_softmax.base_two_scale(head_dim),
-        REPEATS=repeats, HEAD=head_dim, PLACES=places if paged else 0, SPLITS=splits,
+        view.lengths.stride(0), tables.stride(0),
+        num_kv, capacity, splits, online_softmax.base_two_scale(head_dim),
+        REPEATS=repeats, HEAD=head_dim, PLACES=places if paged else 0,
         ROWS=rows, BLOCK_S=block_s, BLOCK_D=block_d,
         STAGES=2 * stages - 1 if paged else stages,  # the tables are read as far ahead again
         num_warps=NUM_WARPS,

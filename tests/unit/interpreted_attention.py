@@ -15,6 +15,7 @@ from inferlab.kernels import split_kv, tiles
 from inferlab.kernels.attention_reference import naive_attention
 from inferlab.kernels.flash_attention import flash_attention
 from inferlab.kernels.split_kv import decode_attention
+from inferlab.kvcache.view import StoreView
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run test_attention_kernels.py instead"
 HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
@@ -111,6 +112,12 @@ def test_a_store_of_any_strides_but_the_last():
     wide = torch.cat([queries, queries], dim=1).float()
     found = decode_attention(wide[:, :4], dense(turned, keys.float(), [48, 9]))
     assert torch.equal(found, expected)
+    view = paged(keys.float(), keys.float(), [48, 48], 8)
+    expected = decode_attention(queries.float(), view)
+    tables = view.block_tables.t().contiguous().t()
+    lengths = view.lengths[:1].expand(2)
+    found = decode_attention(queries.float(), StoreView(view.keys, view.values, lengths, tables))
+    assert torch.equal(found, expected)
 
 
 def test_more_tiles_than_can_be_counted_are_not_split():
@@ -119,8 +126,9 @@ def test_more_tiles_than_can_be_counted_are_not_split():
     expected = decode_attention(queries, view, 1)
     assert split_kv.choose_splits(tiles.COUNTERS + 1, 4096, 64, 132) == 1
     assert torch.allclose(decode_attention(queries, view, 2), expected, atol=1e-6)
-    with pytest.raises(UserError, match="leave splits out"):
-        decode_attention(queries, view, 0)
+    for splits in (0, 129):
+        with pytest.raises(UserError, match="not from 1 to 128: leave it out"):
+            decode_attention(queries, view, splits)
 
 
 def test_what_the_kernels_do_not_take_is_refused():
@@ -136,6 +144,10 @@ def test_what_the_kernels_do_not_take_is_refused():
     with pytest.raises(UserError, match="last dimension must have stride 1"):
         turned = numbers(1, 2, 64, 8).float().transpose(2, 3)
         decode_attention(queries, dense(turned, turned, [8]))
+    with pytest.raises(UserError, match="for each of 1 sequences"):
+        decode_attention(queries, StoreView(keys, keys, torch.tensor([8, 8])))
+    with pytest.raises(UserError, match="store of 1 sequences cannot serve 2"):
+        decode_attention(torch.cat([queries] * 2), StoreView(keys, keys, torch.tensor([8, 8])))
     with pytest.raises(UserError, match="no multiple"):
         decode_attention(numbers(1, 3, 64).float(), dense(keys, keys, [8]))
     with pytest.raises(UserError, match="cannot be the last of 8 positions"):
