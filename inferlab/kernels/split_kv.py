@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 TILE_BYTES = 32768  # keys and values of one step
 MOST_SPLITS = tl.constexpr(128)  # a power of two
 RESIDENT = 2  # programs that share a multiprocessor
-ROUNDS = 4  # times over that programs should fill the GPU: sequences differ in length
-WORTH_TILES = 4  # tiles that make a program of a later round worth its start
+ROUNDS = 16  # times over that programs may fill the GPU: where lengths differ, small ones even out
+WORTH_TILES = 8  # tiles that make a program of a later round worth its start
 NUM_WARPS = 4
 COMBINED = tl.constexpr(8192)  # numbers of shares that a program adds up at once
 EXCHANGE_BYTES = 8192  # between the warps of a program: maxima, sums, weights

@@ -124,7 +124,8 @@ def test_splits_fill_the_gpu_and_leave_each_some_work():
 
     assert choose_splits(8, 8192, 64, 132) * 8 in range(240, 265), "fills an H200 once"
     assert choose_splits(8, 640, 64, 132) == 10, "a short cache: a tile each"
-    assert choose_splits(64, 8192, 64, 132) * 64 in range(990, 1057), "several times over"
-    assert choose_splits(1056, 8192, 64, 132) == 1
+    assert choose_splits(64, 8192, 64, 132) == 16, "several times over, eight tiles each"
+    assert choose_splits(256, 16384, 64, 132) == 16, "not more than sixteen times over"
+    assert choose_splits(4096, 8192, 64, 132) == 1
     assert choose_splits(1, 2**20, 64, 132) == MOST_SPLITS.value
     assert choose_splits(8, 1, 64, 132) == 1
