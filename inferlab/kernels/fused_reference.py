@@ -2,7 +2,7 @@
 
 Each function takes what its kernel takes and returns what it returns; every operation inside reads
 its inputs from memory and writes its result back. In float64 they are what the kernels are judged
-against, in bfloat16 they are the eager baseline. Bytes of both: `kernels.fused_bytes`.
+against, in bfloat16 they are the eager baseline. `inferlab.kernelcost` counts the bytes of both.
 Chapter: chapters/26_fused_kernels.md    Lab: labs/26_fused_kernels.ipynb
 """
 

@@ -21,6 +21,13 @@ import triton.language as tl
 from inferlab.errors import UserError
 from inferlab.kernels import swiglu as swiglu_kernel
 from inferlab.kernels import tiles
+from inferlab.kernels.overlap import (
+    LINE_BYTES,
+    launch_options,
+    let_next_start,
+    prefetch,
+    wait_for_previous,
+)
 from inferlab.kernels.splitk import PLAIN, cast, product
 from inferlab.kernels.swiglu import silu
 
@@ -29,6 +36,8 @@ MOST_ROWS = 16  # beyond, a product computes as much as it reads: torch's are ma
 PLAIN_TILES = ((64, 128, 4, 5), (32, 256, 4, 5), (64, 256, 4, 3), (128, 128, 8, 4))
 GATED_TILES = ((32, 128, 4, 5), (64, 128, 4, 3), (64, 64, 4, 5), (32, 256, 4, 3))
 WIDE_TILES = ((32, 64, 4, 4), (64, 32, 4, 4))  # of numbers of 32 bits
+AHEAD = tl.constexpr(4)  # blocks of inputs that are asked for before the kernel before has ended
+RESIDENT = 3  # programs that share a multiprocessor
 
 
 @triton.jit
@@ -61,15 +70,16 @@ def _multiply(
     y,  # [num_rows, out_features]
     partials,  # float32 [splits, 2 if GATED else 1, num_rows, out_features], unused if not SPLIT
     counters,  # int32, one per tile, 0 before and after
-    num_rows, out_features, in_features, x_stride, residual_stride, blocks_per_split,
+    num_rows, out_features, in_features, x_stride, residual_stride, blocks_per_split, early,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, GATED: tl.constexpr,
-    WHOLE_BLOCKS: tl.constexpr, SPLIT: tl.constexpr,
+    WHOLE_BLOCKS: tl.constexpr, SPLIT: tl.constexpr, OVERLAP: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One tile [BLOCK_N, BLOCK_M] of y^T, over the blocks of one split.
 
-    Grid: (tiles of rows, tiles of channels, splits).
+    Grid: (tiles of rows, tiles of channels, splits); the first `early` programs start together.
     """
+    let_next_start(OVERLAP)
     tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     channels = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -80,8 +90,20 @@ def _multiply(
         first, last = first.handle.data.item(), last.handle.data.item()
 
     inside = channels < out_features
+    LINE_NUMBERS: tl.constexpr = LINE_BYTES // (weight.dtype.element_ty.primitive_bitwidth // 8)
     places = weight + channels[:, None].to(tl.int64) * in_features + inputs[None, :]
     gate_span = out_features.to(tl.int64) * in_features
+    if OVERLAP:  # the weights do not depend on the kernel before
+        order = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+        if order < early:
+            lines = tl.arange(0, AHEAD * BLOCK_K // LINE_NUMBERS) * LINE_NUMBERS
+            lines = tl.minimum(first * BLOCK_K + lines, in_features - 1)
+            some = tl.minimum(channels, out_features - 1).to(tl.int64) * in_features
+            some_places = weight + some[:, None] + lines[None, :]
+            prefetch(some_places)
+            if GATED:
+                prefetch(some_places + gate_span)
+    wait_for_previous(OVERLAP)
     x_places = x + rows[None, :] * x_stride + inputs[:, None]
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     gates = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
@@ -185,9 +207,10 @@ def small_linear(
         y, torch.empty(shares, dtype=torch.float32, device=x.device), tiles.counters(y),
         rows, channels, in_features, x.stride(0), 0 if residual is None else residual.stride(0),
         triton.cdiv(triton.cdiv(in_features, tile.block_k), tile.splits),
+        RESIDENT * tiles.processors(x.device),
         HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, GATED=gated,
         WHOLE_BLOCKS=in_features % tile.block_k == 0, SPLIT=tile.splits > 1,
         BLOCK_N=tile.block_n, BLOCK_M=tile.block_m, BLOCK_K=tile.block_k, STAGES=tile.num_stages,
-        num_warps=tile.num_warps,
+        num_warps=tile.num_warps, **launch_options(x.device),
     )  # fmt: skip
     return y

@@ -14,6 +14,13 @@ import triton
 import triton.language as tl
 
 from inferlab.errors import UserError
+from inferlab.kernels.overlap import (
+    LINE_BYTES,
+    launch_options,
+    let_next_start,
+    prefetch,
+    wait_for_previous,
+)
 from inferlab.kernels.splitk import cast
 
 LONGEST = 65536  # numbers of one row that the registers of a program hold
@@ -25,12 +32,18 @@ MANY_ROWS = 1024
 def _add_rms_norm(
     x, residual, weight, normed, total,
     num_rows, size, x_stride, residual_stride, eps,
-    ADD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ADD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Rows `ROWS * program_id(0)` and on: total = x + residual (if ADD), normed = its norm."""
+    let_next_start(OVERLAP)
+    LINE: tl.constexpr = LINE_BYTES // (weight.dtype.element_ty.primitive_bitwidth // 8)
+    if OVERLAP and BLOCK >= LINE:
+        prefetch(weight + tl.minimum(tl.arange(0, BLOCK // LINE) * LINE, size - 1))
+    wait_for_previous(OVERLAP)
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     columns = tl.arange(0, BLOCK)[None, :]
     wanted = (rows < num_rows) & (columns < size)
+    scale = tl.load(weight + columns, mask=columns < size, other=0.0).to(tl.float32)
     values = tl.load(x + rows * x_stride + columns, mask=wanted, other=0.0).to(tl.float32)
     if ADD:
         places = residual + rows * residual_stride + columns
@@ -38,7 +51,6 @@ def _add_rms_norm(
         written = cast(values, total.dtype.element_ty)
         tl.store(total + rows * size + columns, written, mask=wanted)
         values = written.to(tl.float32)
-    scale = tl.load(weight + columns, mask=columns < size, other=0.0).to(tl.float32)
     mean = tl.sum(values * values, axis=1)[:, None] / size
     values = values * tl.rsqrt(mean + eps) * scale
     written = cast(values, normed.dtype.element_ty)
@@ -68,6 +80,6 @@ def add_rms_norm(
         x, residual if add else x, weight, normed, total,
         rows, size, x.stride(0), residual.stride(0) if add else 0, eps,
         ADD=add, ROWS=per_program, BLOCK=block,
-        num_warps=min(16, max(1, per_program * block // 512)),
+        num_warps=min(16, max(1, per_program * block // 512)), **launch_options(x.device),
     )  # fmt: skip
     return normed, total

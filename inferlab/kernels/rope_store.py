@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 
 from inferlab.errors import UserError
+from inferlab.kernels.overlap import launch_options, let_next_start, wait_for_previous
 from inferlab.kernels.splitk import cast
 from inferlab.kvcache.view import StoreView
 
@@ -37,13 +38,15 @@ def _rotate_and_store(
     num_rows, num_q, num_kv, qkv_stride, cosines_stride, sines_stride, eps,
     block_size, key_block_stride, key_head_stride, key_place_stride,
     value_block_stride, value_head_stride, value_place_stride,
-    NORM: tl.constexpr, KEEP: tl.constexpr,
+    NORM: tl.constexpr, KEEP: tl.constexpr, OVERLAP: tl.constexpr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """`HEADS` heads of `TOKENS` tokens, a pair of halves [TOKENS, D / 2] each.
 
     Grid: (tokens, heads). KEEP also writes turned keys back into qkv.
     """
+    let_next_start(OVERLAP)
+    wait_for_previous(OVERLAP)
     rows = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     present = rows < num_rows
     rows = rows.to(tl.int64)[:, None]
@@ -137,7 +140,7 @@ def rotate_and_store(
         rows, num_q, num_kv, qkv.stride(0), cosines.stride(0), sines.stride(0), eps,
         keys.shape[2], *keys.stride()[:3], *values.stride()[:3],
         NORM=norm, KEEP=keep_keys, TOKENS=tokens, HEADS=heads, HALF=head_dim // 2,
-        num_warps=4 if many else 1,
+        num_warps=4 if many else 1, **launch_options(qkv.device),
     )  # fmt: skip
     return queries
 

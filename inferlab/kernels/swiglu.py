@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from inferlab.errors import UserError
+from inferlab.kernels.overlap import launch_options, let_next_start, wait_for_previous
 from inferlab.kernels.splitk import cast
 
 WIDEST = 2048  # outputs of one program
@@ -25,8 +26,10 @@ def silu(number):
 
 
 @triton.jit
-def _swiglu(gate_up, y, inner_size, blocks, stride, BLOCK: tl.constexpr):
+def _swiglu(gate_up, y, inner_size, blocks, stride, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     """`BLOCK` outputs of one row; grid: rows times blocks of a row."""
+    let_next_start(OVERLAP)
+    wait_for_previous(OVERLAP)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     columns = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = columns < inner_size
@@ -49,6 +52,6 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     blocks = triton.cdiv(inner, block)
     _swiglu[(rows * blocks,)](
         gate_up, y, inner, blocks, gate_up.stride(0),
-        BLOCK=block, num_warps=max(1, min(8, block // 256)),
+        BLOCK=block, num_warps=max(1, min(8, block // 256)), **launch_options(y.device),
     )  # fmt: skip
     return y

@@ -7,6 +7,7 @@ shape, on the operands of the first call, with the caches emptied before each ru
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -67,6 +68,14 @@ def even_splits(splits: int, blocks: int) -> int:
     return triton.cdiv(blocks, share)
 
 
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; a few for the interpreter."""
+    if device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def choose(
     name: str,
     x: torch.Tensor,
@@ -82,12 +91,8 @@ def choose(
     num_rows, in_features = x.shape
     key = (name, x.device, triton.next_power_of_2(num_rows), out_features, in_features)
     if key not in _chosen:
-        on_gpu = x.device.type == "cuda"
-        processors = (
-            torch.cuda.get_device_properties(x.device).multi_processor_count if on_gpu else 4
-        )
-        tiles = make(num_rows, out_features, in_features, processors)
-        if not on_gpu or torch.cuda.is_current_stream_capturing():
+        tiles = make(num_rows, out_features, in_features, processors(x.device))
+        if x.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
             return tiles[0]
         _chosen[key] = min(tiles, key=lambda tile: _milliseconds(run, tile))
     return _chosen[key]

@@ -48,6 +48,18 @@ def inner_loop(compiled, folder):
 
 def loops(compiled, folder):
     """Machine instructions of each loop, in order."""
+    code = machine_code(compiled, folder)
+    bodies = []
+    for place, line in code:
+        target = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", line)
+        if target and int(target[1], 16) < place:
+            start = int(target[1], 16)
+            bodies.append([line for at, line in code if start <= at <= place])
+    return bodies
+
+
+def machine_code(compiled, folder):
+    """(place, instruction) of the whole kernel, in order."""
     cubin = Path(folder) / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -57,11 +69,4 @@ def loops(compiled, folder):
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     found = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", text, re.MULTILINE)
-    code = [(int(place, 16), line) for place, line in found]
-    bodies = []
-    for place, line in code:
-        target = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", line)
-        if target and int(target[1], 16) < place:
-            start = int(target[1], 16)
-            bodies.append([line for at, line in code if start <= at <= place])
-    return bodies
+    return [(int(place, 16), line) for place, line in found]

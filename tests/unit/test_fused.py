@@ -50,7 +50,8 @@ def product(capability, tile, gated, block_m=8, types=None, **changes):
     block_n, block_k, warps, stages = tile
     constants = {
         "HAS_BIAS": False, "HAS_RESIDUAL": True, "GATED": gated, "WHOLE_BLOCKS": True,
-        "SPLIT": True, "BLOCK_N": block_n, "BLOCK_M": block_m, "BLOCK_K": block_k, "STAGES": stages,
+        "SPLIT": True, "OVERLAP": capability >= 90, "BLOCK_N": block_n, "BLOCK_M": block_m,
+        "BLOCK_K": block_k, "STAGES": stages,
     }  # fmt: skip
     return compiled(linear._multiply, capability, warps, types, **{**constants, **changes})
 
@@ -112,13 +113,60 @@ def test_the_other_kernels_compile(capability):
     from inferlab.kernels import norm, rope_store, swiglu
 
     for add, rows, block in ((True, 1, 4096), (False, 4, 1024)):
-        found = compiled(norm._add_rms_norm, capability, 8, ADD=add, ROWS=rows, BLOCK=block)
+        found = compiled(
+            norm._add_rms_norm, capability, 8, ADD=add, ROWS=rows, BLOCK=block, OVERLAP=False
+        )
         assert "ld.global.v4" in found.asm["ptx"] and "st.global.v4" in found.asm["ptx"]
-    assert "ld.global.v4" in compiled(swiglu._swiglu, capability, 8, BLOCK=2048).asm["ptx"]
+    gates = {"BLOCK": 2048, "OVERLAP": False}
+    assert "ld.global.v4" in compiled(swiglu._swiglu, capability, 8, **gates).asm["ptx"]
     for norms, keep, tokens, heads, half, warps in (
         (False, False, 1, 1, 64, 1), (True, True, 16, 4, 64, 4), (True, False, 1, 1, 32, 1)
     ):  # fmt: skip
         compiled(
-            rope_store._rotate_and_store, capability, warps, NORM=norms, KEEP=keep, TOKENS=tokens,
-            HEADS=heads, HALF=half,
+            rope_store._rotate_and_store, capability, warps, NORM=norms, KEEP=keep, OVERLAP=False,
+            TOKENS=tokens, HEADS=heads, HALF=half,
         )  # fmt: skip
+
+
+def test_an_early_kernel_reads_nothing_before_it_has_waited(tmp_path):
+    """Prefetches aside, which read nothing into the program."""
+    from compiled_kernels import machine_code
+
+    from inferlab.kernels import linear, norm, rope_store, swiglu
+
+    rotation = {"NORM": True, "KEEP": False, "TOKENS": 1, "HEADS": 1, "HALF": 64}
+    kernels = {
+        "product": product(90, linear.PLAIN_TILES[0], False),
+        "gated product": product(90, linear.GATED_TILES[0], True),
+        "norm": compiled(norm._add_rms_norm, 90, 8, ADD=True, ROWS=1, BLOCK=4096, OVERLAP=True),
+        "rotation": compiled(rope_store._rotate_and_store, 90, 1, OVERLAP=True, **rotation),
+        "swiglu": compiled(swiglu._swiglu, 90, 8, BLOCK=2048, OVERLAP=True),
+    }
+    for name, kernel in kernels.items():
+        code = [line for _, line in machine_code(kernel, tmp_path)]
+        waits = [at for at, line in enumerate(code) if "ACQBULK" in line]
+        starts = [at for at, line in enumerate(code) if "PREEXIT" in line]
+        memory = re.compile(r"\b(LDG|LDGSTS|STG|ATOMG)\b")
+        reads = [at for at, line in enumerate(code) if memory.search(line)]
+        assert len(waits) == len(starts) == 1 and starts[0] < waits[0] < min(reads), name
+        asked = sum("CCTL.E.PF2" in line for line in code[: waits[0]])
+        assert bool(asked) == (name in ("product", "gated product", "norm")), name
+
+
+def test_kernels_overlap_only_where_the_gpu_can(monkeypatch):
+    import torch
+
+    from inferlab.kernels import overlap
+
+    cpu, gpu = torch.device("cpu"), torch.device("cuda:7")
+    assert overlap.launch_options(cpu) == {"OVERLAP": False}
+    for capability, can in (((9, 0), True), ((10, 0), True), ((8, 9), False)):
+        overlap._can_overlap.cache_clear()
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert overlap.launch_options(gpu)["OVERLAP"] == can
+    overlap._can_overlap.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert overlap.launch_options(gpu) == {"OVERLAP": True, "launch_pdl": True}
+    monkeypatch.setenv("INFERLAB_OVERLAP", "0")
+    assert overlap.launch_options(gpu) == {"OVERLAP": False}
+    overlap._can_overlap.cache_clear()
