@@ -86,5 +86,6 @@ def stages_that_fit(
     """
     if device.type != "cuda":
         return MOST_STAGES
-    room = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    index = torch.cuda.current_device() if device.index is None else device.index
+    room = triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
     return max(1, min(MOST_STAGES, (room // programs - other_bytes) // stage_bytes + 1))

@@ -129,3 +129,21 @@ def test_splits_fill_the_gpu_and_leave_each_some_work():
     assert choose_splits(4096, 8192, 64, 132) == 1
     assert choose_splits(1, 2**20, 64, 132) == MOST_SPLITS.value
     assert choose_splits(8, 1, 64, 132) == 1
+
+
+@pytest.mark.parametrize(("room", "stages"), [(99, 2), (163, 3), (227, 3), (64, 1)])
+def test_steps_under_way_fit_the_memory_of_a_multiprocessor(room, stages, monkeypatch):
+    """Two programs of 32 KB a step beside 8 KB; kilobytes of RTX 30/40, A100, H200, older."""
+    from types import SimpleNamespace
+
+    import torch
+    import triton
+
+    from inferlab.kernels.online_softmax import stages_that_fit
+
+    answer = {"max_shared_mem": room * 1024}
+    utils = SimpleNamespace(get_device_properties=lambda _index: answer)
+    driver = SimpleNamespace(utils=utils)
+    monkeypatch.setattr(type(triton.runtime.driver), "active", driver)
+    asked = torch.device("cuda", room)  # remembered by device
+    assert stages_that_fit(asked, 32768, 8192, programs=2) == stages
