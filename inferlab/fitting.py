@@ -68,7 +68,9 @@ def measured_shapes(backend: Backend, device: str) -> dict[Shape, dict[str, floa
 
 def _key(backend: Backend, device: str) -> tuple:
     """What the speed of a backend depends on; quantized weights also on their kernel."""
+    step = getattr(backend, "step", "eager")
     plain = (backend.name, backend.config, backend.dtype, device)
+    plain += () if step == "eager" else (step,)
     format, keep = quantized_weights(backend)
     return (*plain, format, keep, backend.kernel) if format else plain
 

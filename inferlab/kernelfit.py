@@ -169,17 +169,21 @@ def fit_format(backend: TorchBackend, device: str) -> StepFit:
     The rest comes from the same model with plain random weights, which take as long.
     """
     kept = (backend.config, backend.dtype, device)
-    if kept not in _RESTS:
-        _RESTS[kept] = _fit_plain_rest(*kept)
+    rest = (*kept, backend.step)
+    if rest not in _RESTS:
+        _RESTS[rest] = _fit_plain_rest(*rest)
     key = (*kept, *quantized_weights(backend), backend.kernel)
     if key not in _PRODUCTS:
         _PRODUCTS[key] = fit_step_products(backend.decoder)
-    return StepFit(_PRODUCTS[key], _RESTS[kept])
+    return StepFit(_PRODUCTS[key], _RESTS[rest])
 
 
-def _fit_plain_rest(config: ModelConfig, dtype: str, device: str) -> Fitted:
+def _fit_plain_rest(config: ModelConfig, dtype: str, device: str, step: str) -> Fitted:
     plain = load_backend("torch", config, dtype, device, weights="random")
-    return fit_rest(plain, fit_step_products(plain.decoder), device)
+    products = fit_step_products(plain.decoder)  # of packed weights: a compiler packs them too
+    if step != "eager":
+        plain = load_backend("torch", config, dtype, device, weights="random", step=step)
+    return fit_rest(plain, products, device)
 
 
 def predict(backend: Backend, shape: Shape, fit: StepFit) -> dict[str, float]:

@@ -11,12 +11,14 @@ from typing import Any
 from inferlab import kernelfit
 from inferlab.backends.base import Backend, load_backend
 from inferlab.bench import Shape, generation_case, predict, quantized_weights, shaped_batch
+from inferlab.decoding.steps import check_step
 from inferlab.errors import UserError
 from inferlab.fitting import fit_backend
 from inferlab.hardware.facts import Machine, describe_machine
 from inferlab.journal import disk_error
 from inferlab.models.config import get_config
 from inferlab.models.cost import check_format, dtype_bytes
+from inferlab.models.placement import torch_device
 from inferlab.profiles import current_profile
 from inferlab.recorder import Case
 from inferlab.roofline import Ceilings
@@ -26,6 +28,7 @@ from inferlab.trace import Trace, TraceError, save_trace
 
 BATCH_BACKENDS = ("hf", "torch")
 QUANTIZING_BACKENDS = ("torch",)
+STEPPING_BACKENDS = ("torch",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Plan:
     weights: str = "real"
     device: str = "auto"
     formats: tuple[str | None, ...] = (None,)  # weight formats; None: plain weights in `dtype`
+    steps: tuple[str, ...] = ("eager",)  # how decode steps are taken, see decoding.steps
 
     def __post_init__(self) -> None:
         for name in self.backends:
@@ -48,6 +52,8 @@ class Plan:
                 raise UserError(f"unknown backend {name!r}: use {' or '.join(BATCH_BACKENDS)}")
             if name not in QUANTIZING_BACKENDS and any(self.formats):
                 raise UserError(f"backend {name} does not quantize weights: use --backend torch")
+            if name not in STEPPING_BACKENDS and self.steps != ("eager",):
+                raise UserError(f"backend {name} has no choice of steps: use --backend torch")
         dtype_bytes(self.dtype)
         config = get_config(self.model)
         total = self.prompt_len + self.output_len - 1
@@ -116,12 +122,16 @@ def measure_plan(
     `keep_traces` runs each case once more at the end, for its event log.
     """
     device = current_profile().device if plan.device == "auto" else plan.device
+    for step in plan.steps:
+        check_step(step, torch_device(device))
     cases: dict[str, Case] = {}
     limits: dict[str, Ceilings] = {}
     traces: dict[str, Callable[[], Trace]] = {}
-    for name, quant in itertools.product(plan.backends, plan.formats):
-        say(f"loading {plan.model} into {name}{f' as {quant}' if quant else ''} ...")
+    for name, quant, step in itertools.product(plan.backends, plan.formats, plan.steps):
+        as_format, by_step = f" as {quant}" if quant else "", f", step {step}"
+        say(f"loading {plan.model} into {name}{as_format}{by_step * (step != 'eager')} ...")
         options = {"quant": quant} if quant else {}
+        options |= {"step": step} if step != "eager" else {}
         backend = load_backend(
             name, plan.model, plan.dtype, device, weights=plan.weights, **options
         )
@@ -136,7 +146,7 @@ def measure_plan(
                 shape,
                 ceilings=ceilings,
                 predicted=expect(shape),
-                params={"weights": plan.weights, "format": quant},
+                params={"weights": plan.weights, "format": quant, "step": step},
             )
             traces[key] = _one_trace(backend, shape)
     samples = _samples(cases, stop, say)

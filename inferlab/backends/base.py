@@ -61,8 +61,8 @@ def load_backend(
 
     `model` is a preset's name or a ModelConfig. Options of hf and torch: `weights` (real, random);
     of torch alone: `cache` (none, dynamic, static, offloaded), `pack`, `quant` (a weight format,
-    with `kernel` and `keep`). Raises UserError that lists what exists when a name or an option is
-    unknown.
+    with `kernel` and `keep`), `step` (how decode steps are taken). Raises UserError that lists what
+    exists when a name or an option is unknown.
     """
     if name not in BACKENDS:
         raise UserError(f"unknown backend {str(name)[:40]!r}; known: {', '.join(BACKENDS)}")

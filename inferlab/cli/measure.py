@@ -20,6 +20,9 @@ def measure(
     quant: Annotated[
         str, typer.Option(help="Weight formats with commas: int8, int4-g32, ..., or none.")
     ] = "none",
+    step: Annotated[
+        str, typer.Option(help="How decode steps are taken: eager, compile, graph, ... (commas).")
+    ] = "eager",
     batch_size: Annotated[str, typer.Option(help="Sizes with commas: 1,4.")] = "1,4",
     prompt_len: Annotated[int, typer.Option(min=1, help="Prompt tokens a request.")] = 64,
     output_len: Annotated[int, typer.Option(min=1, help="Output tokens a request.")] = 64,
@@ -34,8 +37,8 @@ def measure(
 ) -> None:
     """Prediction, TTFT, TPOT, throughput and MBU of one model, by batch size.
 
-    Sizes, backends and weight formats take turns, so that drift falls on all of them. A size that
-    does not fit in memory is reported with status `oom`; the exit code is then 1.
+    Sizes, backends, weight formats and steps take turns, so that drift falls on all of them. A size
+    that does not fit in memory is reported with status `oom`; the exit code is then 1.
     """
     from inferlab.journal import writable_folder
     from inferlab.measure import Plan, measure_plan, save_traces
@@ -51,6 +54,7 @@ def measure(
         weights=weights,
         device=device,
         formats=tuple(None if word == "none" else word for word in _words(quant, "--quant")),
+        steps=tuple(_words(step, "--step")),
     )
     stop = StopRule(min_rounds=3, max_rounds=rounds, time_cap_s=time_cap_s)
     if save_trace:
@@ -89,8 +93,9 @@ def _sizes(text: str) -> list[int]:
 
 
 def _variant(params) -> str:
-    """Backend, and the weight format where there is one."""
-    return " ".join(filter(None, (params["backend"], params["format"])))
+    """Backend, and the weight format and the kind of step where there is a choice."""
+    step = params["step"] if params["step"] != "eager" else None
+    return " ".join(filter(None, (params["backend"], params["format"], step)))
 
 
 def _print_table(results) -> None:

@@ -9,8 +9,10 @@ Chapter: chapters/27_graphs.md    Lab: labs/27_graphs.ipynb
 
 from __future__ import annotations
 
+import sys
 import time
 import types
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -72,6 +74,9 @@ class CompiledStep:
         self._options = dict(torch._inductor.list_mode_options(name))
         self._compiled: dict[int, Callable[..., torch.Tensor]] = {}
         self._worked: set[int] = set()
+        self._modules: list[types.ModuleType] = []
+        self._codes: list[types.CodeType] = []
+        weakref.finalize(self, _forget, self._codes, self._modules).atexit = False
         self._cache: BucketedCache | None = None
         self._views: dict[int, BucketStep] = {}
 
@@ -99,10 +104,12 @@ class CompiledStep:
             what = f"packing the weights of {self.decoder.config.name} for a compiled step"
             check_host_memory(self.packed_bytes, what, self.decoder.device)
             step = _own_code(self.decoder)
+            self._codes.append(step.__code__)
             self._compiled[batch] = torch.compile(
                 step, fullgraph=True, dynamic=False, options=self._options
             )
-        counted, start = _graphs(), time.perf_counter()
+        counted, loaded = _graphs(), len(_loaded())
+        start = time.perf_counter()
         freezing, plain = torch._inductor.config.freezing, torch.contiguous_format
         # One state and one kind of tensor whoever calls, since compiled code is guarded by them.
         with torch.inference_mode(False), torch.no_grad():
@@ -122,6 +129,7 @@ class CompiledStep:
                 torch._inductor.config.freezing = freezing
         self._worked.add(batch)
         if new := _graphs() - counted:
+            self._modules += _loaded()[loaded:]
             self.compile_s += time.perf_counter() - start
             self.compilations += new
             self.recompiles = self.compilations - len(self._compiled)
@@ -158,6 +166,25 @@ def _own_code(decoder: Decoder) -> Callable[..., torch.Tensor]:
     return types.FunctionType(code, step.__globals__, step.__name__, None, step.__closure__)
 
 
+def _loaded() -> list[types.ModuleType]:
+    """Modules that Inductor generated: a list that it keeps, and that grows."""
+    from torch._inductor.codecache import PyCodeCache
+
+    return PyCodeCache.modules
+
+
+def _forget(codes: list[types.CodeType], modules: list[types.ModuleType]) -> None:
+    """Let go of compiled code and generated modules: packed weights hang on both for ever."""
+    for code in codes:
+        torch._dynamo.reset_code(code)
+    for module in modules:
+        if sys.modules.get(module.__name__) is module:
+            del sys.modules[module.__name__]
+    gone, loaded = {id(module) for module in modules}, _loaded()
+    loaded[:] = [kept for kept in loaded if id(kept) not in gone]
+    modules.clear()
+
+
 def check_can_compile(decoder: Decoder) -> None:
     """UserError where the decoder's weights are hidden from a compiler."""
     for module in decoder.modules():
@@ -168,12 +195,13 @@ def check_can_compile(decoder: Decoder) -> None:
             )
 
 
-def why_no_compiler(device: torch.device) -> str | None:
-    """Why nothing can be compiled for `device`; None when it can."""
+def why_no_compiler() -> str | None:
+    """Why nothing can be compiled here; None when it can."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
-        torch._inductor.cpp_builder.get_cpp_compiler()
+        get_cpp_compiler()
     except InvalidCxxCompiler:
         return "no C++ compiler works here: install g++ or name one in CXX"
     return None

@@ -36,6 +36,7 @@ from inferlab.models.decoder import Decoder
 STEPS = ("eager", "compile", "max-autotune", "graph", "kernels", "kernels-graph")
 COMPILED = ("compile", "max-autotune")  # these need plain weights: pack=False
 REPLAYED = ("graph", "kernels-graph")
+KERNELS = ("kernels", "kernels-graph")
 
 
 class Stepper:
@@ -77,7 +78,6 @@ class Stepper:
         compiled = self._compiled()
         return compiled.more_bytes(batch_size) if compiled else 0
 
-    @torch.no_grad()
     def __call__(
         self,
         token_ids: torch.Tensor,
@@ -147,29 +147,36 @@ def make_stepper(
     UserError where the mode cannot run: graphs without CUDA, kernels without Triton, packed weights
     with a compiler. A missing compiler costs one line on stderr and the steps are eager.
     """
-    if mode not in STEPS:
-        raise UserError(f"unknown step {str(mode)[:40]!r}; known: {', '.join(STEPS)}")
+    check_step(mode, decoder.device, capture is not None)
     if mode == "eager":
         return Stepper(decoder, mode, None)
-    on_gpu = decoder.device.type == "cuda"
-    if mode in REPLAYED and not on_gpu and capture is None:
-        raise UserError(f"step {mode} replays CUDA graphs, which a CPU has not: use compile")
-    capture = capture or (captured if on_gpu else None)
+    capture = capture or (captured if decoder.device.type == "cuda" else None)
     if mode in COMPILED:
         check_can_compile(decoder)
         step = CompiledStep(decoder, mode == "max-autotune")
         stepper = Stepper(decoder, mode, GraphedStep(step, capture=capture) if capture else step)
-        if why := why_no_compiler(decoder.device):
+        if why := why_no_compiler():
             stepper._fall_back(why)
         return stepper
     if mode == "graph":
         return Stepper(decoder, mode, GraphedStep(eager_step(decoder), capture=capture))
-    if why := why_unavailable(decoder.device):
-        raise UserError(f"step {mode} is not possible: {why}")
     step = _kernel_step(decoder)
     if mode == "kernels-graph":
         step = GraphedStep(step, one_for_all=True, capture=capture)
     return Stepper(decoder, mode, step)
+
+
+def check_step(mode: str, device: torch.device | str, graphs: bool = False) -> None:
+    """UserError where `mode` is none of STEPS or cannot run on `device`, before a model is loaded.
+
+    `graphs`: they are there although this is no GPU.
+    """
+    if mode not in STEPS:
+        raise UserError(f"unknown step {str(mode)[:40]!r}; known: {', '.join(STEPS)}")
+    if mode in REPLAYED and torch.device(device).type != "cuda" and not graphs:
+        raise UserError(f"step {mode} replays CUDA graphs, which a CPU has not: use compile")
+    if mode in KERNELS and (why := why_unavailable(device)):
+        raise UserError(f"step {mode} is not possible: {why}")
 
 
 def _kernel_step(decoder: Decoder) -> Step:

@@ -90,7 +90,7 @@ def test_a_case_of_quantized_weights_says_so_and_moves_fewer_bytes():
         (("hf", "gpt-5"), {}, "smollm2-135m"),
         (("torch", "smollm2-135m", "int3"), {}, "bfloat16"),
         (("torch", "smollm2-135m", "float32", "tpu"), {}, "cpu, cuda"),
-        (("torch", "smollm2-135m"), {"cache": "paged"}, "offloaded"),
+        (("torch", "smollm2-135m"), {"cache": "ring"}, "offloaded"),
         (("torch", QUANTIZABLE), {"weights": "random", "quant": "int3"}, "known: int8"),
         (("torch", QUANTIZABLE), {"weights": "random", "quant": "int4-g128"}, "use int8"),
         (("hf", "smollm2-135m"), {"quant": "int8"}, "known: weights, seed"),
