@@ -29,9 +29,9 @@ LAYERS: list[tuple[str, ...]] = [
         "journal", "recorder", "calibration", "bench", "fitting", "cachecost", "cachebench",
         "kernelfit", "stepprofile", "filledcache", "quantcost", "quantbench", "quantquality",
         "precisioncost", "precisionbench", "precisionquality",
-        "pagingcost", "pagingserver", "pagingbench",
-        "stepcost", "ortlevels", "stepbench",
-        "layoutcost", "layoutbench", "layoutroom", "layoutquality",
+        "pagingcost", "pagingserver", "pagingbench", "pagingserved",
+        "stepcost", "launchprobes", "ortlevels", "stepbench", "stepsizes", "compiletraps", "recompiles",
+        "layoutcost", "layoutbench", "layoutroom", "layoutquality", "layouttables",
         "omission", "synchronization", "latency_tables", "measure", "doctor", "runner", "execute",
         "report", "exercises", "pages", "cli", "__main__",
     ),
@@ -50,7 +50,8 @@ TENSOR_LIBRARIES = {"torch", "transformers", "triton", "onnxruntime"}
 WITHOUT_TORCH = {"models.config", "models.cost", "quant.formats", "roofline", "plots", "plot_style",
                  "plot_latency", "latency_tables", "omission",
                  "report", "pages", "journal", "runner", "exercises", "cachecost",
-                 "quantcost", "precisioncost", "layoutcost", "pagingcost", "stepcost"}  # fmt: skip
+                 "quantcost", "precisioncost", "layoutcost", "layouttables",
+                 "pagingcost", "stepcost"}  # fmt: skip
 MAY_IMPORT_TORCH = {"hardware.probes"}
 
 
