@@ -1,8 +1,11 @@
-"""How does a GPU multiply by weights of 4 and 8 bits? Kernels in Triton, plain references beside.
+"""Which kernels are our own, and where can they run?
 
-`reference` has the layouts and the products in PyTorch; the other modules import triton and are
-imported when they are asked for. Nothing is imported here.
-Chapter: chapters/10_quantization.md    Lab: labs/10_quantization.ipynb
+Products with weights of 4 and 8 bits, attention, and what lies between them in a decode step; in
+Triton, with plain references beside (`reference`, `attention_reference`, `fused_reference`) that
+need PyTorch alone. The other modules import triton and are imported when they are asked for.
+Nothing is imported here.
+Chapters: chapters/10_quantization.md, chapters/26_fused_kernels.md
+Labs: labs/10_quantization.ipynb, labs/26_fused_kernels.ipynb
 """
 
 from __future__ import annotations

@@ -61,7 +61,8 @@ def _walk(
     return top, total, acc
 
 
-@triton.jit(do_not_specialize=["num_new", "num_positions", "num_q"])  # compiled once
+# Compiled once a model and size of tile, not once a prompt length.
+@triton.jit(do_not_specialize=["num_new", "num_positions", "num_q"])
 def _flash(
     queries,  # [B, T, G R, D]
     keys, values,  # [B, G, S, D]

@@ -20,6 +20,7 @@ from inferlab.errors import UserError
 from inferlab.kernels import online_softmax, tiles
 from inferlab.kernels.attention_reference import check_heads
 from inferlab.kernels.online_softmax import take_tile
+from inferlab.kernels.overlap import launch_options, let_next_start, wait_for_previous
 from inferlab.kernels.splitk import PLAIN, cast
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ COMBINED = tl.constexpr(8192)  # numbers of shares that a program adds up at onc
 EXCHANGE_BYTES = 8192  # between the warps of a program: maxima, sums, weights
 
 
-@triton.jit(do_not_specialize=["length_step", "num_kv", "capacity", "splits"])  # compiled once
+# Compiled once a model and kind of store, not once a batch size or capacity.
+@triton.jit(do_not_specialize=["length_step", "table_row", "num_kv", "capacity", "splits"])
 def _decode(
     queries,  # [B, G R, D]
     keys, values,  # [N, G, P, D]
@@ -46,8 +48,11 @@ def _decode(
     num_kv, capacity, splits, scale,
     REPEATS: tl.constexpr, HEAD: tl.constexpr, PLACES: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: (sequences x groups x tiles of query heads, splits). PLACES 0: without tables."""
+    let_next_start(OVERLAP)
+    wait_for_previous(OVERLAP)
     tile, split = tl.program_id(0), tl.program_id(1)
     row_tiles: tl.constexpr = (REPEATS + ROWS - 1) // ROWS
     group = tile // row_tiles % num_kv
@@ -217,7 +222,7 @@ def decode_attention(
     rows = min(64, max(16, triton.next_power_of_2(repeats)))
     num_tiles = batch * num_kv * triton.cdiv(repeats, rows)
     if splits is None:
-        splits = choose_splits(num_tiles, capacity, block_s, online_softmax.processors(keys.device))
+        splits = choose_splits(num_tiles, capacity, block_s, tiles.processors(keys.device))
     most = 1 if num_tiles > tiles.COUNTERS else MOST_SPLITS.value
     if not 1 <= splits <= most:
         raise UserError(f"splits={splits} is not from 1 to {most}: leave it out, or change it")
@@ -236,6 +241,6 @@ def decode_attention(
         REPEATS=repeats, HEAD=head_dim, PLACES=places if paged else 0,
         ROWS=rows, BLOCK_S=block_s, BLOCK_D=block_d,
         STAGES=2 * stages - 1 if paged else stages,  # the tables are read as far ahead again
-        num_warps=NUM_WARPS,
+        num_warps=NUM_WARPS, **launch_options(queries.device),
     )  # fmt: skip
     return mixed

@@ -27,6 +27,26 @@ pytestmark = [
 ]
 HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
 NUM_KV, REPEATS, HEAD = 8, 4, 128  # Llama-3.1-8B
+# Every case is compiled: not all combinations.
+FLASH_CASES = [
+    (1, 1, 1, 1, 64, BRAIN), (1, 333, 3, 3, 64, HALF), (7, 7, 8, 4, 128, BRAIN),
+    (64, 65, 2, 2, 128, HALF), (127, 129, 1, 5, 64, FULL), (128, 128, 4, 1, 128, BRAIN),
+    (129, 1001, 2, 3, 64, BRAIN), (1000, 1000, 5, 2, 64, HALF), (777, 1333, 3, 6, 128, BRAIN),
+    (33, 70, 6, 7, 24, BRAIN), (300, 300, 7, 8, 128, FULL), (50, 200, 1, 1, 256, BRAIN),
+]  # fmt: skip
+DECODE_CASES = [
+    (num_kv, repeats, head_dim, BRAIN, size)
+    for num_kv, repeats, head_dim in (
+        (1, 1, 64), (3, 3, 64), (8, 4, 128), (2, 8, 128), (5, 2, 64), (4, 5, 128), (6, 6, 64),
+        (7, 7, 64), (1, 32, 128), (1, 70, 64), (2, 3, 24), (1, 4, 256),
+    )
+    for size in (None, 16)
+] + [
+    (num_kv, repeats, head_dim, dtype, size)
+    for num_kv, repeats, head_dim in ((3, 3, 64), (8, 4, 128))
+    for dtype in (BRAIN, HALF, FULL)
+    for size in (8, 32, 128)
+]  # fmt: skip
 LEAST_SHARE = 0.85  # of the bandwidth of a plain sum
 
 
@@ -53,16 +73,8 @@ def flash(queries, keys, values, causal=True):
     return flash_attention(queries, keys, values, causal)
 
 
-@pytest.mark.parametrize("dtype", [BRAIN, HALF, FULL])
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize(
-    ("new", "total", "num_kv", "repeats", "head_dim"),
-    [
-        (1, 1, 1, 1, 64), (1, 333, 3, 3, 64), (7, 7, 8, 4, 128), (64, 65, 2, 2, 128),
-        (127, 129, 1, 5, 64), (128, 128, 4, 1, 128), (129, 1001, 2, 3, 64), (1000, 1000, 5, 2, 64),
-        (777, 1333, 3, 6, 128), (33, 70, 6, 7, 24), (300, 300, 7, 8, 128), (50, 200, 1, 1, 256),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("new", "total", "num_kv", "repeats", "head_dim", "dtype"), FLASH_CASES)
 def test_flash_attention_on_awkward_shapes(new, total, num_kv, repeats, head_dim, causal, dtype):
     queries = numbers(2, new, num_kv * repeats, head_dim).to(dtype).cuda()
     keys = numbers(2, num_kv, total, head_dim, seed=1).to(dtype).cuda()
@@ -79,15 +91,7 @@ def test_flash_attention_reads_nothing_behind_the_keys():
     check_attention(flash(queries, keys, keys), naive_attention(queries, keys, keys), keys)
 
 
-@pytest.mark.parametrize("dtype", [BRAIN, HALF, FULL])
-@pytest.mark.parametrize("size", [None, 8, 16, 32, 128])
-@pytest.mark.parametrize(
-    ("num_kv", "repeats", "head_dim"),
-    [
-        (1, 1, 64), (3, 3, 64), (8, 4, 128), (2, 8, 128), (5, 2, 64), (4, 5, 128), (6, 6, 64),
-        (7, 7, 64), (8, 1, 128), (1, 32, 128), (1, 70, 64), (2, 3, 24), (1, 4, 256),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("num_kv", "repeats", "head_dim", "dtype", "size"), DECODE_CASES)
 def test_decode_attention_of_rows_of_different_length(num_kv, repeats, head_dim, size, dtype):
     lengths = [1, 299, 40, 128, 0, 177]
     queries = numbers(6, num_kv * repeats, head_dim).to(dtype).cuda()
