@@ -69,14 +69,6 @@ def unit_stride(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
-def processors(device: torch.device) -> int:
-    """Streaming multiprocessors of a GPU; a few for the interpreter."""
-    if device.type != "cuda":
-        return 4
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-@functools.cache
 def stages_that_fit(
     device: torch.device, stage_bytes: int, other_bytes: int, programs: int = 1
 ) -> int:

@@ -43,6 +43,8 @@ class FusedDecoder:
     def __init__(self, decoder: Decoder) -> None:
         _check(decoder)
         self.decoder = decoder
+        # All of it now: a CUDA graph keeps the table's address, so it may not grow.
+        decoder.reserve(decoder.config.max_context_len)
 
     def __getattr__(self, name: str) -> Any:
         if name == "decoder":  # not there yet: a copy is being made
@@ -80,9 +82,8 @@ class FusedDecoder:
     ) -> torch.Tensor:
         """Logits [B, V] after one token a sequence, [B, 1]; what a CUDA graph can hold.
 
-        Between `cache.begin` and `cache.advance`, which are the caller's; `decoder.reserve` must
-        have been called for the largest position. Reads the cache through `view` only: the same
-        launches, shapes and addresses whatever the lengths are.
+        Between `cache.begin` and `cache.advance`, which are the caller's. Reads the cache through
+        `view` only: the same launches, shapes and addresses whatever the lengths are.
         """
         from inferlab.kernels.split_kv import decode_attention
 

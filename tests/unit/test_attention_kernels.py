@@ -43,7 +43,7 @@ def decode(capability, head_dim, places, repeats=4, pointers="*bf16"):
         split_kv._decode, capability, split_kv.NUM_WARPS,
         types=TYPES | dict.fromkeys(HEADS, pointers), REPEATS=repeats, HEAD=head_dim, PLACES=places,
         ROWS=16, BLOCK_S=split_kv.TILE_BYTES // (4 * head_dim), BLOCK_D=head_dim,
-        STAGES=5 if places else 3,
+        STAGES=5 if places else 3, OVERLAP=capability >= HOPPER,
     )  # fmt: skip
 
 

@@ -15,7 +15,12 @@ ACTIVATIONS = dict.fromkeys(
     ("x", "weight", "bias", "residual", "y", "normed", "total", "gate_up", "qkv", "cosines",
      "sines", "q_weight", "k_weight", "queries", "keys", "values"), "*bf16"
 )  # fmt: skip
-POINTERS = {**ACTIVATIONS, "slots": "*i64"}
+POINTERS = {
+    **ACTIVATIONS, "slots": "*i64", "lengths": "*i32", "tables": "*i32", "mixed": "*bf16",
+    "shares": "*fp32", "logs": "*fp32", "scale": "fp32",
+}  # fmt: skip
+ATTENTION = {"REPEATS": 4, "HEAD": 128, "PLACES": 0, "ROWS": 16, "BLOCK_S": 64, "BLOCK_D": 128,
+             "STAGES": 3}  # fmt: skip
 LARGEST_SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes of one program
 
 
@@ -132,7 +137,7 @@ def test_an_early_kernel_reads_nothing_before_it_has_waited(tmp_path):
     """Prefetches aside, which read nothing into the program."""
     from compiled_kernels import machine_code
 
-    from inferlab.kernels import linear, norm, rope_store, swiglu
+    from inferlab.kernels import linear, norm, rope_store, split_kv, swiglu
 
     rotation = {"NORM": True, "KEEP": False, "TOKENS": 1, "HEADS": 1, "HALF": 64}
     kernels = {
@@ -141,6 +146,7 @@ def test_an_early_kernel_reads_nothing_before_it_has_waited(tmp_path):
         "norm": compiled(norm._add_rms_norm, 90, 8, ADD=True, ROWS=1, BLOCK=4096, OVERLAP=True),
         "rotation": compiled(rope_store._rotate_and_store, 90, 1, OVERLAP=True, **rotation),
         "swiglu": compiled(swiglu._swiglu, 90, 8, BLOCK=2048, OVERLAP=True),
+        "attention": compiled(split_kv._decode, 90, 4, OVERLAP=True, **ATTENTION),
     }
     for name, kernel in kernels.items():
         code = [line for _, line in machine_code(kernel, tmp_path)]
