@@ -83,9 +83,11 @@ def predicted_exponent(record: Record, cases: Sequence[str], metric: str = "tpot
     return fit_power_law(lengths_of(record, cases), expected).exponent
 
 
-def slope(record: Record, cases: Sequence[str], metric: str = "tpot_s") -> Estimate:
+def slope(
+    record: Record, cases: Sequence[str], metric: str = "tpot_s", param: str = "prompt_len"
+) -> Estimate:
     """Growth of the metric with each token of context: a line a round; median and interval."""
-    return median_interval(_lines(record, cases, metric)[0])
+    return median_interval(_lines(record, cases, metric, param)[0])
 
 
 def crossover(
@@ -104,6 +106,8 @@ def crossover(
     return median_interval((start_flat[:rounds] - start_steep[:rounds]) / rise)
 
 
-def _lines(record: Record, cases: Sequence[str], metric: str) -> np.ndarray:
+def _lines(
+    record: Record, cases: Sequence[str], metric: str, param: str = "prompt_len"
+) -> np.ndarray:
     """[2, rounds]: slope and intercept of each round."""
-    return np.polyfit(lengths_of(record, cases), by_round(record, cases, metric), 1)
+    return np.polyfit(lengths_of(record, cases, param), by_round(record, cases, metric), 1)

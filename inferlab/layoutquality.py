@@ -7,6 +7,7 @@ Chapter: chapters/21_gqa.md    Lab: labs/21_gqa.ipynb
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -26,6 +27,30 @@ from inferlab.recorder import Case
 DTYPE = "bfloat16"
 TUNED = "fine-tuned"
 AS_MADE = "as made"
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How thoroughly quality is judged and how long layouts are trained."""
+
+    ranks: tuple[int, ...]  # the first one is full
+    num_tokens: int
+    calibration_tokens: int  # of another text; the first `moment_tokens` show what varies
+    moment_tokens: int
+    num_questions: int | None  # None: all
+    steps: int  # of training
+    tokens_per_step: int
+    tuned: tuple[tuple[str, float], ...]  # layouts that are trained, and at which rate
+
+
+# Rates found by trying a few on SmolLM2-135M: averaged heads have to move far, chosen directions
+# would only be lost at that rate.
+DEEP = Depth(
+    (384, 256, 192, 128, 64), 20_480, 16_384, 4096, None, 64, 512,
+    (("mqa", 1e-2), ("latent-128", 1e-3)),
+)  # fmt: skip
+# What a notebook takes, so that it ends while one watches.
+SHORT = Depth((384, 192, 128), 512, 1024, 1024, 12, 3, 256, (("mqa", 1e-2),))
 
 
 def observed_moments(judge: Judge, num_tokens: int) -> Moments:

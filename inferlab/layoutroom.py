@@ -55,11 +55,17 @@ def fits(opened: Opened, batch_size: int, context_len: int, budget_bytes: float)
     return True
 
 
-def find_largest_batch(opened: Opened, context_len: int, budget_bytes: float) -> int:
-    """Sequences that really fit: from one on, doubled until they do not, then halved between.
+def find_largest_batch(
+    opened: Opened, context_len: int, budget_bytes: float, guess: int = 0
+) -> int:
+    """Sequences that really fit, while one more does not; `guess` is tried first.
 
+    Without a right guess: from one on, doubled until they do not, then halved between.
     MeasurementError when not even one fits.
     """
+    nearby = [fits(opened, guess + more, context_len, budget_bytes) for more in (0, 1) if guess > 0]
+    if nearby == [True, False]:
+        return guess
     if not fits(opened, 1, context_len, budget_bytes):
         raise MeasurementError(
             f"not one sequence of {context_len} tokens fits {format_bytes(budget_bytes)} in "
@@ -82,7 +88,8 @@ def room_case(opened: Opened, context_len: int, budget_bytes: float) -> Case:
     expected = layoutcost.largest_batch(opened.layout, opened.dtype, context_len, budget_bytes)
 
     def run() -> dict[str, float]:
-        return {"num_seqs": find_largest_batch(opened, context_len, budget_bytes)}
+        found = find_largest_batch(opened, context_len, budget_bytes, expected)
+        return {"num_seqs": found}
 
     params = {**described(opened), "phase": "room", "context_len": context_len}
     return Case(run, {**params, "budget_bytes": budget_bytes}, {"num_seqs": expected})

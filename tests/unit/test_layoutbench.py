@@ -62,6 +62,8 @@ def test_what_fits_is_what_was_predicted(opened, name, budget):
         with pytest.raises(MeasurementError, match="not one sequence of 11 tokens"):
             layoutroom.find_largest_batch(found, 11, budget)
         return
+    for guess in (0, 1, expected, expected + 3):
+        assert layoutroom.find_largest_batch(found, 11, budget, guess) == expected
     case = layoutroom.room_case(found, 11, budget)
     assert case.run() == {"num_seqs": expected} and case.predicted == {"num_seqs": expected}
 
