@@ -17,6 +17,7 @@ from inferlab.errors import UserError
 from inferlab.lengths import Lengths
 from inferlab.models.config import ModelConfig
 from inferlab.models.cost import dtype_bytes, kv_bytes_per_token, weight_bytes
+from inferlab.records import Record
 
 # Names of the contiguous ones as in Kwon et al., SOSP 2023: Orca (Max), (Pow2), (Oracle).
 POLICIES = ("maximum", "power-of-two", "known", "paged")
@@ -89,6 +90,11 @@ def half_block_waste(mean_held: float, block_size: int) -> float:
     return empty / (mean_held + empty)
 
 
+def fitting(requests: Sequence[Lengths], max_len: int) -> list[Lengths]:
+    """Those of `requests` that a store for texts of `max_len` positions can hold at all."""
+    return [r for r in requests if sum(r) - 1 <= max_len]
+
+
 def shortened(requests: Sequence[Lengths], divisor: int) -> list[Lengths]:
     """The same mix for a small machine: every length divided, rounded up."""
     return [Lengths(-(-r.prompt_len // divisor), -(-r.output_len // divisor)) for r in requests]
@@ -117,6 +123,33 @@ def table_ratio(config: ModelConfig, dtype: str, block_size: int) -> float:
     """
     block_bytes = 2 * block_size * config.head_dim * dtype_bytes(dtype)
     return 1 + 4 / block_bytes
+
+
+def price_rows(record: Record, metric: str) -> list[dict]:
+    """What each paged case of `metric` takes over the dense one of its block, model and shape.
+
+    Rows with block_size, batch_size, context_len, phase, model, the ratio as an Estimate and the
+    predicted one: of bytes for attention alone, of seconds for whole steps.
+    """
+    shape = ("phase", "model", "batch_size", "context_len")
+    rows = []
+    for name in record.cases(cache="paged"):
+        info = record.manifest.cases[name]
+        if metric not in record.metrics(name):
+            continue
+        same = {key: info.params[key] for key in shape}
+        for dense in record.cases(cache="static", **same):
+            if record.manifest.cases[dense].block != info.block:
+                continue
+            expected = info.predicted.get("over_dense_ratio")
+            if expected is None:
+                baseline = record.manifest.cases[dense].predicted[metric]
+                expected = info.predicted[metric] / baseline
+            ratio = record.ratio(dense, name, metric)
+            rows.append(same | {
+                "block_size": info.params["block_size"], "ratio": ratio, "predicted": expected,
+            })  # fmt: skip
+    return sorted(rows, key=lambda row: (row["model"], row["context_len"], row["block_size"]))
 
 
 def _columns(requests: Sequence[Lengths], max_len: int) -> tuple[np.ndarray, np.ndarray]:

@@ -44,6 +44,10 @@ STYLES: dict[str, Style] = {
     "dynamic": Style(SKY, "^"),  # beside hf, whose cache is dynamic too, in chapter 20
     "static": Style(BLUE, "o"),
     "offloaded": Style(GREEN, "D"),
+    "paged": Style(GREEN, "D"),
+    "maximum": Style(GREY, "s"),  # how a key/value store is reserved
+    "power-of-two": Style(PURPLE, "^"),
+    "known": Style(ORANGE, "o"),
     "stall": Style(PURPLE, "P"),
     "open": Style(BLUE, "o"),  # a client that keeps its schedule
     "waiting": Style(ORANGE, "s", "--"),  # a client that waits for each answer
@@ -98,13 +102,21 @@ STYLES: dict[str, Style] = {
     "compile": Style(PURPLE, "D"),
     "compile-rolled": Style(PURPLE, "v", "--"),  # written so that its loops are slow
     "triton": Style(GREEN, "o"),
+    # Rungs of the ladder of chapter 27, beside hf, static and compile.
+    "growing": Style(SKY, "^"),
+    "packed": Style(BROWN, "X"),
+    "fixed": Style(YELLOW, "d", "--"),
+    "graph": Style(GREEN, "P"),
+    "max-autotune": Style(PURPLE, "p", "--"),
+    "kernels": Style(RED, "v", "--"),
+    "kernels-graph": Style(RED, "h"),
 }
 COLORS: dict[str, str] = {name: style.color for name, style in STYLES.items()}
 
 # Metrics and parameters as axes name them.
 TITLES = {
     "ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "end-to-end latency",
-    "time_s": "time", "per_token_s": "time per token",
+    "time_s": "time", "step_s": "step", "per_token_s": "time per token",
     "output_tok_per_s": "output throughput", "mbu_ratio": "MBU", "mfu_ratio": "MFU",
     "read_bytes_per_s": "read bandwidth", "flops_per_s": "matrix rate", "kv_bytes": "KV cache",
     "batch_size": "batch size", "prompt_len": "prompt length (tokens)",

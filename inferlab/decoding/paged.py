@@ -20,7 +20,7 @@ from inferlab.kvcache import PagedCache
 from inferlab.models.decoder import Decoder
 
 WHEN_FULL = ("preempt", "wait")
-OnTokens = Callable[[Sequence[int], Sequence[int]], None]
+OnTokens = Callable[[Sequence[int], Sequence[int], bool], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def run_paged(
     then runs out of blocks the last to enter gives its own back and is read again later; or
     "wait": it enters when its whole answer fits, and nothing is ever read again. A prompt that
     does not fit an empty store is refused before anything is computed. `on_tokens(prompts,
-    token_ids)` is called for each prefill and each step.
+    token_ids, is_step)` is called after each prefill (is_step False) and each decode step.
     """
     output_lens = checked_lengths(decoder, prompts, output_lens)
     if when_full not in WHEN_FULL:
@@ -109,7 +109,7 @@ def run_paged(
                 cache.free(seq_id)
                 batch.running.remove(seq_id)
         if on_tokens is not None:
-            on_tokens(rows, tokens)
+            on_tokens(rows, tokens, is_step)
 
     while batch.waiting or batch.running:
         while batch.waiting and _may_enter(cache, batch, when_full):

@@ -134,12 +134,6 @@ class PagedCache:
         total = torch.arange(self.length, device=self.device)
         return (total <= places.clamp(min=0)[:, :, None]).unsqueeze(1)  # [B, 1, T, S]
 
-    def slots(self, positions: torch.Tensor) -> torch.Tensor:
-        """`begin` for kernels that write the store themselves: where the tokens go, int64 [B T]."""
-        padded = positions.shape[1] > 1 and bool((positions < 0).any())
-        self.begin(positions, positions if padded else None)
-        return self._new_slots
-
     def attend(
         self,
         layer: int,
@@ -154,9 +148,15 @@ class PagedCache:
         """
         self._write(self.keys[layer], keys)
         self._write(self.values[layer], values)
-        batch, new = queries.shape[:2]
-        if new > 1 and not self._has_past:  # the prompt is at hand: nothing to look up
+        if queries.shape[1] > 1 and not self._has_past:  # the prompt is at hand: nothing to look up
             return attend(queries, keys, values, mask)
+        return self.attend_stored(layer, queries, mask)
+
+    def attend_stored(
+        self, layer: int, queries: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Attention over what the store holds: queries [B, T, G R, D] -> [B, T, G R D]."""
+        batch, new = queries.shape[:2]
         if new == 1 and self.kernel == "triton":
             from inferlab.kernels.split_kv import decode_attention
 

@@ -67,7 +67,8 @@ def test_every_token_is_announced_to_the_callback():
     decoder, prompts = decoder_of(), prompts_of([5, 2])
     seen = {0: [], 1: []}
 
-    def on_tokens(rows, tokens):
+    def on_tokens(rows, tokens, is_step):
+        assert is_step or len(rows) == 1
         for row, token in zip(rows, tokens, strict=True):
             seen[row].append(token)
 

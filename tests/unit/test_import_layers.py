@@ -33,6 +33,8 @@ LAYERS: list[tuple[str, ...]] = [
         "stepcost", "launchprobes", "ortlevels", "stepbench", "stepsizes",
         "compiletraps", "recompiles",
         "layoutcost", "layoutbench", "layoutroom", "layoutquality", "layouttables",
+        "kernelcost", "kernelspeed", "kernelwatch", "kernelops", "kernelcompile", "kernelprobes",
+        "kernelcheck", "kernelbench",
         "omission", "synchronization", "latency_tables", "measure", "doctor", "runner", "execute",
         "report", "exercises", "pages", "cli", "__main__",
     ),
@@ -40,7 +42,7 @@ LAYERS: list[tuple[str, ...]] = [
 # Figures know records and numbers, nothing that computes with tensors; only pages may use them.
 SIDE = ("plot_style", "plots", "plot_latency", "plot_quant", "plot_precision", "plot_layouts",
         "plot_paging",
-        "plot_steps")
+        "plot_steps", "plot_kernels")
 SIDE_MAY_USE = {"errors", "units", "stats", "records", "cited"}
 MAY_USE_SIDE = {"pages"}
 
@@ -52,7 +54,7 @@ WITHOUT_TORCH = {"models.config", "models.cost", "quant.formats", "roofline", "p
                  "plot_latency", "latency_tables", "omission",
                  "report", "pages", "journal", "runner", "exercises", "cachecost",
                  "quantcost", "precisioncost", "layoutcost", "layouttables",
-                 "pagingcost", "stepcost"}  # fmt: skip
+                 "pagingcost", "stepcost", "kernelcost", "kernelspeed"}  # fmt: skip
 MAY_IMPORT_TORCH = {"hardware.probes"}
 
 
