@@ -26,7 +26,7 @@ def synchronize(device: str | torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _timed(
+def timed(
     work: Callable[[], object], device: str, repeats: int, min_sample_s: float
 ) -> list[float]:
     """Seconds per call of `work`, `repeats` samples, each long enough for the clock."""
@@ -60,7 +60,7 @@ def read_bandwidth(
     if working_set_bytes < 4096:
         raise UserError("a bandwidth probe needs a working set of at least 4096 bytes")
     data = torch.ones(working_set_bytes // 4, dtype=torch.float32, device=device)
-    samples = _timed(data.sum, device, repeats, min_sample_s)
+    samples = timed(data.sum, device, repeats, min_sample_s)
     return [data.numel() * 4 / seconds for seconds in samples]
 
 
@@ -86,7 +86,7 @@ def matmul_rate(
     x = torch.randn(m, k, device=device).to(torch_dtype)  # [m, k]
     w = torch.randn(n, k, device=device).to(torch_dtype)  # [n, k]
     with torch.inference_mode():
-        samples = _timed(lambda: torch.nn.functional.linear(x, w), device, repeats, min_sample_s)
+        samples = timed(lambda: torch.nn.functional.linear(x, w), device, repeats, min_sample_s)
     return [2 * m * n * k / seconds for seconds in samples]
 
 
