@@ -7,15 +7,11 @@ import os
 
 import pytest
 import torch
+from fused_examples import SCALED, cache_of, random_decoder
 from tiny_models import QUANTIZABLE, TINY, tiny
 
 from inferlab.decoding.generate import generate
 from inferlab.errors import UserError
-from inferlab.kvcache.base import CacheShape
-from inferlab.kvcache.bucketed import BucketedCache
-from inferlab.kvcache.paged import PagedCache
-from inferlab.models.config import RopeScaling
-from inferlab.models.decoder import Decoder
 from inferlab.models.fused import FusedDecoder
 from inferlab.models.projections import replace_weights
 from inferlab.quant.formats import FORMATS
@@ -29,7 +25,7 @@ MODELS = {
     "qwen3": tiny("qwen3-16", qk_norm=True, head_dim=16, tie_embeddings=False),
     "heads-of-64": tiny(
         "smol", hidden_size=72, num_q_heads=9, num_kv_heads=3, head_dim=64, num_layers=1,
-        rope_scaling=RopeScaling(factor=8.0, original_max_context_len=32),
+        rope_scaling=SCALED,
     ),
 }  # fmt: skip
 PROMPTS = {
@@ -38,24 +34,6 @@ PROMPTS = {
     "unequal": [[3, 1, 4, 1, 5, 9, 2], [7]],
     "many": [[token] for token in range(17)],
 }
-
-
-@torch.no_grad()
-def random_decoder(config, dtype=torch.float32):
-    decoder = Decoder(config, dtype)
-    generator = torch.Generator().manual_seed(0)
-    for name, weight in decoder.named_parameters():
-        near = 1.0 if "norm" in name else 0.0
-        weight.copy_(near + torch.randn(weight.shape, generator=generator) * 0.15)
-    return decoder
-
-
-def cache_of(kind, decoder, batch, capacity):
-    config = decoder.config
-    shape = CacheShape(config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
-    if kind == "bucketed":
-        return BucketedCache(shape, decoder.dtype, decoder.device)
-    return PagedCache(shape, decoder.dtype, decoder.device, block_size=4)
 
 
 @pytest.mark.parametrize(
