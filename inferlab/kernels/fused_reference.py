@@ -8,10 +8,13 @@ Chapter: chapters/26_fused_kernels.md    Lab: labs/26_fused_kernels.ipynb
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 
-from inferlab.kvcache.view import StoreView
+if TYPE_CHECKING:
+    from inferlab.kvcache.view import StoreView
 
 
 def add_rms_norm(

@@ -19,6 +19,8 @@ Chapter: chapters/26_fused_kernels.md    Lab: labs/26_fused_kernels.ipynb
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
@@ -26,7 +28,9 @@ import triton.language as tl
 from inferlab.errors import UserError
 from inferlab.kernels.overlap import launch_options, let_next_start, wait_for_previous
 from inferlab.kernels.splitk import cast
-from inferlab.kvcache.view import StoreView
+
+if TYPE_CHECKING:
+    from inferlab.kvcache.view import StoreView
 
 MANY_ROWS = 64  # beyond this, a program takes several tokens and heads
 TOKENS, HEADS = 16, 4
