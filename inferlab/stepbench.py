@@ -8,7 +8,7 @@ Chapter: chapters/27_graphs.md    Lab: labs/27_graphs.ipynb
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,9 +136,7 @@ def count_step(backend: Backend, shape: bench.Shape) -> StepCounts:
         raise UserError(f"counting needs a shape of more than {COUNTED_STEPS} tokens, not {total}")
 
     def run_of(steps: int) -> Callable[[], Any]:
-        work = uniform_batch(
-            backend.config.vocab_size, shape.batch_size, total - steps, steps, seed=1
-        )
+        work = workload_of(backend.config, bench.Shape(shape.batch_size, total - steps, steps))
         return lambda: backend.run(work)
 
     more, less = (
@@ -177,14 +175,15 @@ def ladder_case(
     device: str,
     counts: StepCounts,
     costs: LaunchCosts,
-    seed: int = 0,
+    work: Workload,
+    reference: Sequence[list[int]] | None = None,
 ) -> Case:
-    """A rung timed over a whole answer, with its floor, its host time and what is expected."""
+    """A rung timed over a whole answer to `work`, with its floor and host time, and expected time.
+
+    `shape` is that of `work`. With `reference` each sample says which share of its tokens agree.
+    """
     config, dtype = backend.config, backend.dtype
     limits = quick_ceilings(config, dtype, device)
-    work = uniform_batch(
-        config.vocab_size, shape.batch_size, shape.prompt_len, shape.output_len, seed
-    )
     least = decode_cost(config, dtype, shape.batch_size, shape.mean_context_len)
     host, floor = host_s(rung, counts, costs), roofline.floor_s(least, limits)
     overlaps = torch.device(device).type == "cuda"
@@ -202,20 +201,31 @@ def ladder_case(
         "floor_s": floor,
         "host_s": host,
     }
-    return Case(_answer_run(backend, work, shape, limits), params, predicted)
+    return Case(_answer_run(backend, work, least, limits, reference), params, predicted)
+
+
+def workload_of(config: ModelConfig, shape: bench.Shape, seed: int = 0) -> Workload:
+    """Uniform random prompts of `shape`."""
+    return uniform_batch(
+        config.vocab_size, shape.batch_size, shape.prompt_len, shape.output_len, seed
+    )
 
 
 def _answer_run(
-    backend: Backend, work: Workload, shape: bench.Shape, limits: roofline.Ceilings
+    backend: Backend,
+    work: Workload,
+    cost: StepCost,
+    limits: roofline.Ceilings,
+    reference: Sequence[list[int]] | None,
 ) -> Run:
-    cost = decode_cost(backend.config, backend.dtype, shape.batch_size, shape.mean_context_len)
-
     def run() -> dict[str, float]:
-        trace = backend.run(work).trace
-        metrics = bench.trace_metrics(trace)
+        found = backend.run(work)
+        metrics = bench.trace_metrics(found.trace)
         metrics["mbu_ratio"] = roofline.mbu_ratio(cost, metrics["tpot_s"], limits)
         # Other load only ever adds time: orderings are judged on the fastest step.
-        metrics["fastest_step_s"] = min(gap for r in trace.requests for gap in itl_s(r))
+        metrics["fastest_step_s"] = min(gap for r in found.trace.requests for gap in itl_s(r))
+        if reference is not None:
+            metrics["equal_ratio"] = equal_ratio(found.token_ids, reference)
         return metrics
 
     return run

@@ -19,7 +19,7 @@ from inferlab.backends.torch import TorchBackend
 from inferlab.calibration import quick_ceilings
 from inferlab.decoding.steps import make_stepper
 from inferlab.hardware.probes import synchronize
-from inferlab.launchprobes import LaunchCosts, StepCounts
+from inferlab.launchprobes import LaunchCosts
 from inferlab.models.config import ModelConfig
 from inferlab.models.cost import decode_cost
 from inferlab.models.decoder import Decoder
@@ -53,7 +53,6 @@ def size_case(
     context_len: int,
     steps: int,
     costs: LaunchCosts,
-    operators: StepCounts | None = None,
 ) -> Case:
     """Steps of a model of this size, random weights: made, warmed up and counted here.
 
@@ -75,7 +74,7 @@ def size_case(
 
     run()
     shape = bench.Shape(1, context_len, steps)
-    counts = operators or count_step(TorchBackend(stepper, rung.cache, weights="random"), shape)
+    counts = count_step(TorchBackend(stepper, rung.cache, weights="random"), shape)
     limits = quick_ceilings(config, dtype, device)
     cost = decode_cost(config, dtype, 1, shape.mean_context_len)
     host = host_s(rung, counts, costs)

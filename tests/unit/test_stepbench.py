@@ -121,7 +121,11 @@ def test_what_moves_twice_is_expected_to(monkeypatch):
 
 def test_a_case_of_the_ladder_states_floor_and_host_time(backends, ladder):
     counts = StepCounts(100)
-    case = stepbench.ladder_case(ladder["static"], backends["static"], WORK, "cpu", counts, COSTS)
+    work = stepbench.workload_of(SHAPE, WORK, seed=2)
+    reference = backends["hf"].run(work).token_ids
+    case = stepbench.ladder_case(
+        ladder["static"], backends["static"], WORK, "cpu", counts, COSTS, work, reference
+    )
     assert case.predicted["host_s"] == pytest.approx(2e-4)
     expected = case.predicted["floor_s"] + 2e-4
     assert case.predicted["tpot_s"] == pytest.approx(expected)
@@ -130,6 +134,7 @@ def test_a_case_of_the_ladder_states_floor_and_host_time(backends, ladder):
     assert values["mbu_ratio"] == pytest.approx(
         case.predicted["floor_s"] / values["tpot_s"], rel=0.2
     )
+    assert values["equal_ratio"] == 1
     assert case.params["before"] == "growing" and case.params["operators"] == 100
 
 
