@@ -109,25 +109,36 @@ def compile_one(
 
 
 def operation_cases(
-    bench: Bench, operation: str, sizes: Sequence[int], batch_size: int = 1
+    bench: Bench, block: str, operation: str, sizes: Sequence[int], batch_size: int = 1
 ) -> dict[str, Case]:
     """One case for each variant and size of an operation, with its prediction and its counts."""
     cases = {}
     for size in sizes:
-        made = functools.cache(functools.partial(bench.inputs, operation, size, batch_size))
+        made = made_once(bench, operation, size, batch_size)
         for variant in bench.variants(operation):
-            key = f"{operation}/{variant}/{size}"
+            key = f"{block}/{operation}/{variant}/{size}"
             cases[key] = operation_case(bench, operation, variant, size, batch_size, made)
     return cases
 
 
+def made_once(
+    bench: Bench, operation: str, size: int, batch_size: int = 1
+) -> Callable[[], kernelops.Inputs]:
+    """Inputs that are made when a case first runs, and shared by the cases that get this."""
+    return functools.cache(functools.partial(bench.inputs, operation, size, batch_size))
+
+
 def operation_case(
     bench: Bench, operation: str, variant: str, size: int, batch_size: int,
-    made: Callable[[], kernelops.Inputs],
+    made: Callable[[], kernelops.Inputs], function: Callable[..., Any] | None = None,
 ) -> Case:  # fmt: skip
-    """One variant at one size; `made` gives its inputs when it first runs."""
+    """One variant at one size; `made` gives its inputs when it first runs.
+
+    With `function`, `variant` is the name of another compiled form of the operation, which moves
+    and launches what a compiled one does.
+    """
     rates, on_gpu = bench.rates, torch.device(bench.device).type == "cuda"
-    cost = bench.cost(operation, variant, size, batch_size)
+    cost = bench.cost(operation, "compile" if function else variant, size, batch_size)
     least = bench.cost(operation, "triton", size, batch_size)
     predicted = {
         "time_s": rates.predict_s(cost),
@@ -138,8 +149,14 @@ def operation_case(
     }
     if on_gpu:
         predicted["device_s"] = rates.predict_device_s(cost)
+
+    def work() -> Callable[[], Any]:
+        if function is not None:
+            return functools.partial(function, **made())
+        return bench.work(operation, variant, made())
+
     return Case(
-        timed_run(bench, operation, variant, made, least),
+        timed_run(bench, work, least),
         {
             "operation": operation, "variant": variant, "size": size, "batch_size": batch_size,
             "model": bench.config.name, "dtype": bench.dtype, "launches": cost.launches,
@@ -150,15 +167,14 @@ def operation_case(
 
 
 def timed_run(
-    bench: Bench, operation: str, variant: str, made: Callable[[], kernelops.Inputs],
-    least: kernelcost.KernelCost,
-) -> Run:  # fmt: skip
-    """A callable that times the variant: in a row, and on a GPU also alone with the L2 flushed."""
+    bench: Bench, prepare: Callable[[], Callable[[], Any]], least: kernelcost.KernelCost
+) -> Run:
+    """A callable that times what `prepare` gives: in a row, and on a GPU also alone, flushed."""
     on_gpu = torch.device(bench.device).type == "cuda"
 
     @functools.cache
     def ready() -> Callable[[], Any]:
-        return bench.work(operation, variant, made())
+        return prepare()
 
     @functools.cache
     def calls() -> int:

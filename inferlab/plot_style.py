@@ -100,7 +100,8 @@ STYLES: dict[str, Style] = {
     "eager": Style(GREY, "s"),
     "library": Style(ORANGE, "^"),
     "compile": Style(PURPLE, "D"),
-    "compile-rolled": Style(PURPLE, "v", "--"),  # written so that its loops are slow
+    "compile-rolled": Style(PURPLE, "v", "--"),  # compiled in a form with slower loops
+    "compile-symbols": Style(PINK, "X", "--"),  # every dimension a symbol
     "triton": Style(GREEN, "o"),
     # Rungs of the ladder of chapter 27, beside hf, static and compile.
     "growing": Style(SKY, "^"),

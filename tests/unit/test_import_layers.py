@@ -34,7 +34,7 @@ LAYERS: list[tuple[str, ...]] = [
         "compiletraps", "recompiles",
         "layoutcost", "layoutbench", "layoutroom", "layoutquality", "layouttables",
         "kernelcost", "kernelspeed", "kernelwatch", "kernelops", "kernelcompile", "kernelprobes",
-        "kernelcheck", "kernelbench",
+        "kernelcheck", "kernelbench", "kerneltables",
         "omission", "synchronization", "latency_tables", "measure", "doctor", "runner", "execute",
         "report", "exercises", "pages", "cli", "__main__",
     ),
@@ -54,7 +54,8 @@ WITHOUT_TORCH = {"models.config", "models.cost", "quant.formats", "roofline", "p
                  "plot_latency", "latency_tables", "omission",
                  "report", "pages", "journal", "runner", "exercises", "cachecost",
                  "quantcost", "precisioncost", "layoutcost", "layouttables",
-                 "pagingcost", "stepcost", "kernelcost", "kernelspeed"}  # fmt: skip
+                 "pagingcost", "stepcost", "kernelcost", "kernelspeed",
+                 "kerneltables"}  # fmt: skip
 MAY_IMPORT_TORCH = {"hardware.probes"}
 
 

@@ -126,11 +126,11 @@ def test_cases_say_what_they_move_and_are_timed(monkeypatch, tmp_path):
     bench = kernelbench.Bench(TINY, "bfloat16", "cpu", RATES, {})
     cases = {}
     for operation in kernelops.CPU_VARIANTS:
-        cases |= kernelbench.operation_cases(bench, operation, (3,), batch_size=2)
+        cases |= kernelbench.operation_cases(bench, "sizes", operation, (3,), 2)
     recorder = Recorder("90_example", {}, PROFILES["tiny"], labs_dir=tmp_path)
     record = recorder.measure("sizes", cases, StopRule(min_rounds=2, max_rounds=2))
     for case, info in record.manifest.cases.items():
-        operation, variant, size = case.split("/")
+        _, operation, variant, size = case.split("/")
         counted = kernelcost.cost(operation, variant, TINY, "bfloat16", int(size), 2)
         assert info.params["launches"] == counted.launches and not info.params["flushed"]
         assert info.predicted["moved_bytes"] == counted.bytes >= info.predicted["least_bytes"]
@@ -138,6 +138,16 @@ def test_cases_say_what_they_move_and_are_timed(monkeypatch, tmp_path):
         assert info.predicted["time_s"] == pytest.approx(seconds)
         assert (record.values(case, "time_s") > 0).all()
         assert (record.values(case, "bandwidth_share_ratio") > 0).all()
+
+
+def test_another_compiled_form_counts_as_a_compiled_one():
+    bench = kernelbench.Bench(TINY, "bfloat16", "cpu", RATES, {})
+    made = kernelbench.made_once(bench, "swiglu", 5)
+    form = kernelops.function_of("swiglu", "eager")
+    case = kernelbench.operation_case(bench, "swiglu", "compile-rolled", 5, 1, made, form)
+    assert case.params["launches"] == 1 and case.params["variant"] == "compile-rolled"
+    assert case.predicted["launching_s"] == RATES.launch_s["compile"]
+    assert case.run()["time_s"] > 0 and made() is made()
 
 
 def test_rates_are_measured_and_ascend(monkeypatch):
