@@ -18,7 +18,7 @@ from inferlab.backends.base import (
 )
 from inferlab.decoding.generate import generate
 from inferlab.decoding.sampling import GREEDY, Sampling
-from inferlab.decoding.steps import COMPILED, Stepper, check_step, make_stepper
+from inferlab.decoding.steps import COMPILED, KERNELS, Stepper, check_step, make_stepper
 from inferlab.errors import UserError
 from inferlab.hardware.probes import synchronize
 from inferlab.kvcache import CACHES, KVCache
@@ -167,7 +167,7 @@ def load(
         needed, what = 2 * weight_bytes(config, dtype), f"{config.name} and a packed copy of it"
         check_host_memory(needed, what, torch_device(device))
     format = get_format(quant) if quant else None  # before seconds are spent on loading
-    packed = pack and not quant and step not in COMPILED
+    packed = pack and not quant and step not in COMPILED + KERNELS
     decoder = load_decoder(model, dtype, device, weights, seed=seed, pack=packed)
     if format:
         replace_weights(decoder, format, kernel, keep)

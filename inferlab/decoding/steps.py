@@ -186,11 +186,7 @@ def _kernel_step(decoder: Decoder) -> Step:
     fused = FusedDecoder(decoder)
 
     def step(token_ids: torch.Tensor, positions: torch.Tensor, cache: BucketedCache):
-        length = cache.length
-        try:
-            return fused(token_ids, cache, positions)
-        finally:
-            cache.length = length  # the stepper counts
+        cache.place(positions)
+        return fused.step(token_ids, cache, positions)
 
     return step
-

@@ -16,11 +16,14 @@ from inferlab.kvcache.base import CacheShape
 from inferlab.kvcache.view import StoreView
 
 BUCKET_SIZE = 128  # positions by which the width that a step reads grows
+ALIGNMENT = 8  # a row of the mask then has whole 16 bytes, as attention kernels of a GPU want it
 
 
 def bucket_width(end: int, capacity: int, size: int = BUCKET_SIZE) -> int:
-    """Positions that a step reads whose newest token is the `end`-th: a multiple of `size`."""
-    return min(-(-end // size) * size, capacity)
+    """Positions that a step reads whose newest token is the `end`-th: a multiple of `size`, or
+    as many as the store has: `capacity` and what aligns it.
+    """
+    return min(-(-end // size) * size, -(-capacity // ALIGNMENT) * ALIGNMENT)
 
 
 def bucket_mask(slots: torch.Tensor, width: int, dtype: torch.dtype) -> torch.Tensor:
@@ -59,7 +62,7 @@ class BucketStep:
 
 
 class BucketedCache:
-    """[B, G, capacity, D] a layer, each its own tensor, written by index.
+    """[B, G, S, D] a layer, S = capacity or a little more, each its own tensor, written by index.
 
     Not one tensor for all layers: a compiler that makes writes functional would copy all of it at
     each. Sequence b stores its tokens from position 0 on, without the padding that `generate` puts
@@ -81,12 +84,13 @@ class BucketedCache:
         self.bucket_size = bucket_size
         # One position to spare: else the widest bucket is contiguous, and compiled code that was
         # made for the others is not for that one.
-        size = (shape.batch_size, shape.num_kv_heads, shape.capacity + 1, shape.head_dim)
+        widest = bucket_width(shape.capacity, shape.capacity, ALIGNMENT)
+        size = (shape.batch_size, shape.num_kv_heads, widest + 1, shape.head_dim)
 
         def stores() -> list[torch.Tensor]:
             # Filled: 0 times what is unread must not be NaN, and the pages must exist.
             made = [torch.empty(size, dtype=dtype, device=device) for _ in range(shape.num_layers)]
-            return [store.zero_().narrow(2, 0, shape.capacity) for store in made]
+            return [store.zero_().narrow(2, 0, widest) for store in made]
 
         # Plain tensors even in inference mode: compiled code must meet one kind only.
         with torch.inference_mode(False):
@@ -114,13 +118,17 @@ class BucketedCache:
                 "the bucketed cache takes prompts of unequal length only when it is empty: "
                 "use the static cache to read several tokens behind them"
             )
-        self.slots.copy_(positions[:, -1].expand(self.slots.shape))
-        self.lengths.copy_(self.slots + 1)
+        self.place(positions)
         if new == 1:
             self._step = self.step(self.width)
             return bucket_mask(self.slots, self.width, self.keys[0].dtype)
         self._uneven = mask is not None
         return mask
+
+    def place(self, positions: torch.Tensor) -> None:
+        """Set `slots` and `lengths` for new tokens at `positions` [B or 1, T]; checks nothing."""
+        self.slots.copy_(positions[:, -1].expand(self.slots.shape))
+        self.lengths.copy_(self.slots + 1)
 
     def attend(
         self,
@@ -165,7 +173,7 @@ class BucketedCache:
         return BucketStep(keys, values, self.slots)
 
     def view(self, layer: int) -> StoreView:
-        """Where kernels find the layer: the whole capacity, `lengths` says what to read."""
+        """Where kernels find the layer: the whole store, `lengths` says what to read."""
         return StoreView(self.keys[layer], self.values[layer], self.lengths)
 
     def advance(self, num_positions: int) -> None:
@@ -178,5 +186,5 @@ class BucketedCache:
         self._uneven = False
 
     def num_bytes(self) -> int:
-        """Bytes of the whole capacity, filled or not, and of the position to spare."""
+        """Bytes of the whole capacity, filled or not, and of the few to spare."""
         return sum(store.untyped_storage().nbytes() for store in (*self.keys, *self.values))

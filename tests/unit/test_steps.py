@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -149,8 +150,7 @@ def test_an_error_of_the_compiler_costs_one_line_and_the_steps_are_eager(
     assert (stepper.mode, stepper.asked) == ("eager", "compile")
     assert stepper.compile_s == 0 and stepper.recompiles == 0 and stepper.more_bytes(1) == 0
     assert capfd.readouterr().err == (
-        "step compile is not possible, steps are taken eagerly: "
-        "RuntimeError: no such instruction\n"
+        "step compile is not possible, steps are taken eagerly: RuntimeError: no such instruction\n"
     )
 
 
@@ -265,3 +265,15 @@ def test_a_compiled_step_holds_no_more_than_it_must(decoder):
     assert held.keys[0].shape[2] == 256 and step._held(cache) is held
     step.release()
     assert step._cache is None and not step._views
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_steps_through_our_kernels_in_the_interpreter():
+    """In a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
+    answer = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+         str(Path(__file__).with_name("interpreted_steps.py"))],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stdout + answer.stderr
