@@ -36,8 +36,8 @@ MOST_ROWS = 16  # beyond, a product computes as much as it reads: torch's are ma
 PLAIN_TILES = ((64, 128, 4, 5), (32, 256, 4, 5), (64, 256, 4, 3), (128, 128, 8, 4))
 GATED_TILES = ((32, 128, 4, 5), (64, 128, 4, 3), (64, 64, 4, 5), (32, 256, 4, 3))
 WIDE_TILES = ((32, 64, 4, 4), (64, 32, 4, 4))  # of numbers of 32 bits
-AHEAD = tl.constexpr(4)  # blocks of inputs that are asked for before the kernel before has ended
 RESIDENT = 3  # programs that share a multiprocessor
+ROUNDS = (2, 4, 1, 8, 16)  # times over that programs may fill the GPU
 
 
 @triton.jit
@@ -62,7 +62,7 @@ def _epilogue(
     tl.store(places, cast(total, y.dtype.element_ty), mask=wanted)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks_per_split", "early"])  # compiled once for all splits
 def _multiply(
     x,  # [num_rows, in_features], rows x_stride apart
     weight,  # [out_features, in_features]; GATED: of gates, then as many of what they gate
@@ -70,7 +70,8 @@ def _multiply(
     y,  # [num_rows, out_features]
     partials,  # float32 [splits, 2 if GATED else 1, num_rows, out_features], unused if not SPLIT
     counters,  # int32, one per tile, 0 before and after
-    num_rows, out_features, in_features, x_stride, residual_stride, blocks_per_split, early,
+    num_rows, out_features, in_features, x_stride, residual_stride, gate_span, blocks_per_split,
+    early,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, GATED: tl.constexpr,
     WHOLE_BLOCKS: tl.constexpr, SPLIT: tl.constexpr, OVERLAP: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
@@ -78,6 +79,7 @@ def _multiply(
     """One tile [BLOCK_N, BLOCK_M] of y^T, over the blocks of one split.
 
     Grid: (tiles of rows, tiles of channels, splits); the first `early` programs start together.
+    `gate_span`: numbers between a gate's weights and those of what it gates.
     """
     let_next_start(OVERLAP)
     tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
@@ -92,11 +94,11 @@ def _multiply(
     inside = channels < out_features
     LINE_NUMBERS: tl.constexpr = LINE_BYTES // (weight.dtype.element_ty.primitive_bitwidth // 8)
     places = weight + channels[:, None].to(tl.int64) * in_features + inputs[None, :]
-    gate_span = out_features.to(tl.int64) * in_features
     if OVERLAP:  # the weights do not depend on the kernel before
         order = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
         if order < early:
-            lines = tl.arange(0, AHEAD * BLOCK_K // LINE_NUMBERS) * LINE_NUMBERS
+            ahead: tl.constexpr = triton.next_power_of_2(STAGES) // 2 * BLOCK_K
+            lines = tl.arange(0, ahead // LINE_NUMBERS) * LINE_NUMBERS
             lines = tl.minimum(first * BLOCK_K + lines, in_features - 1)
             some = tl.minimum(channels, out_features - 1).to(tl.int64) * in_features
             some_places = weight + some[:, None] + lines[None, :]
@@ -152,13 +154,13 @@ def candidates(
     num_rows: int, out_features: int, in_features: int, processors: int,
     itemsize: int = 2, gated: bool = False,
 ) -> list[tiles.Tile]:  # fmt: skip
-    """Tiles worth trying, the likeliest first; splits that fill the GPU one to eight times over."""
+    """Tiles worth trying, the likeliest first; splits that fill the GPU as often as ROUNDS says."""
     block_m = 8 if num_rows <= 8 else 16
     shapes = WIDE_TILES if itemsize > 2 else GATED_TILES if gated else PLAIN_TILES
     found = []
     for block_n, block_k, warps, stages in shapes:
         num_tiles, blocks = triton.cdiv(out_features, block_n), triton.cdiv(in_features, block_k)
-        for rounds in (2, 4, 1, 8):
+        for rounds in ROUNDS:
             splits = rounds * processors // num_tiles if num_tiles <= tiles.COUNTERS else 1
             splits = tiles.even_splits(splits, blocks)
             tile = tiles.Tile(block_n, block_m, warps, stages, splits, block_k)
@@ -206,6 +208,7 @@ def small_linear(
         x, weight, x if bias is None else bias, x if residual is None else residual,
         y, torch.empty(shares, dtype=torch.float32, device=x.device), tiles.counters(y),
         rows, channels, in_features, x.stride(0), 0 if residual is None else residual.stride(0),
+        channels * in_features,
         triton.cdiv(triton.cdiv(in_features, tile.block_k), tile.splits),
         RESIDENT * tiles.processors(x.device),
         HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, GATED=gated,

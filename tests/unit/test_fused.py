@@ -133,6 +133,22 @@ def test_the_other_kernels_compile(capability):
         )  # fmt: skip
 
 
+def test_kernels_compile_where_a_size_is_one():
+    """Triton makes a constant of an argument that is 1."""
+    from inferlab.kernels import linear, norm, rope_store, swiglu
+
+    for gated, tile in ((False, linear.PLAIN_TILES[0]), (True, linear.GATED_TILES[0])):
+        product(90, tile, gated, num_rows=1, out_features=1)
+    compiled(
+        norm._add_rms_norm, 90, 1, ADD=True, ROWS=1, BLOCK=64, OVERLAP=True, num_rows=1, size=1
+    )
+    rotation = {"NORM": True, "KEEP": True, "TOKENS": 1, "HEADS": 1, "HALF": 1, "OVERLAP": True}
+    compiled(
+        rope_store._rotate_and_store, 90, 1, **rotation, num_rows=1, num_q=1, num_kv=1, block_size=1
+    )
+    compiled(swiglu._swiglu, 90, 1, BLOCK=64, OVERLAP=True, blocks=1, inner_size=1)
+
+
 def test_an_early_kernel_reads_nothing_before_it_has_waited(tmp_path):
     """Prefetches aside, which read nothing into the program."""
     from compiled_kernels import machine_code
