@@ -18,10 +18,10 @@ POINTERS = {
 # Lengths and strides that are multiples of 16, as pointers are.
 DIVISIBLE = {
     "out_features", "in_features", "x_stride", "stride", "residual_stride", "gate_span", "size",
-    "inner_size", "qkv_stride", "cosines_stride", "sines_stride", "key_block_stride", "key_head_stride",
-    "key_place_stride", "value_block_stride", "value_head_stride", "value_place_stride",
-    "q_row", "q_token", "q_head", "k_row", "k_block", "k_group", "k_place", "v_row", "v_block",
-    "v_group", "v_place",
+    "inner_size", "qkv_stride", "cosines_stride", "sines_stride", "key_block_stride",
+    "key_head_stride", "key_place_stride", "value_block_stride", "value_head_stride",
+    "value_place_stride", "q_row", "q_token", "q_head", "k_row", "k_block", "k_group",
+    "k_place", "v_row", "v_block", "v_group", "v_place",
 }  # fmt: skip
 
 
