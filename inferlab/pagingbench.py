@@ -29,19 +29,21 @@ from inferlab.recorder import Case
 from inferlab.timing import Run
 
 DENSE = "static"
+REPEATS = 3  # of which the fastest counts
 CONSTANT = 0.01  # speed does not depend on the values
 
 
 def shuffled_cache(
     config: ModelConfig, dtype: torch.dtype, device: torch.device | str, batch_size: int,
     context_len: int, steps: int, block_size: int, num_layers: int | None = None,
+    kernel: str = "auto",
 ) -> PagedCache:  # fmt: skip
     """A store whose sequences of `context_len` positions lie in blocks in random order."""
     shape = cache_shape(config, batch_size, context_len + steps, num_layers)
     num_blocks = batch_size * -(-shape.capacity // block_size)
     size = shape.num_bytes(dtype) // (batch_size * shape.capacity) * num_blocks * block_size
     check_host_memory(size, "the cache of a case", torch.device(device))
-    cache = PagedCache(shape, dtype, device, block_size, num_blocks)
+    cache = PagedCache(shape, dtype, device, block_size, num_blocks, kernel)
     for store in (*cache.keys, *cache.values):
         store.fill_(CONSTANT)
     manager = cache.manager
@@ -57,12 +59,13 @@ def shuffled_cache(
 
 def attention_case(
     config: ModelConfig, dtype: torch.dtype, device: str, batch_size: int, context_len: int,
-    block_size: int | None, num_layers: int,
+    block_size: int | None, num_layers: int, kernel: str = "auto",
 ) -> Case:  # fmt: skip
     """Attention of one new token over `num_layers` layers and nothing else.
 
     `block_size` None: over a dense store. On a GPU our split-KV kernel reads both kinds, and one
     CUDA graph starts all layers; elsewhere PyTorch's attention, behind a gather for the paged one.
+    `kernel` "gather" puts the gather there on a GPU too (parameter `cache`: "gathered").
     """
 
     def work() -> Callable[[], Any]:
@@ -72,7 +75,7 @@ def attention_case(
         if block_size is None:
             return captured(_dense_work(config, queries, context_len, num_layers), device)
         cache = shuffled_cache(
-            config, dtype, device, batch_size, context_len - 1, 1, block_size, num_layers
+            config, dtype, device, batch_size, context_len - 1, 1, block_size, num_layers, kernel
         )
         cache.begin(torch.full((batch_size, 1), context_len - 1, device=device), None)
 
@@ -83,8 +86,8 @@ def attention_case(
         return captured(paged, device)
 
     moved = kv_cache_bytes(config, dtype_name(dtype), batch_size, context_len)
-    ratio = predicted_ratio(config, dtype, device, block_size)
-    kind = "paged" if block_size else DENSE
+    ratio = predicted_ratio(config, dtype, device, block_size, kernel)
+    kind = DENSE if block_size is None else "gathered" if kernel == "gather" else "paged"
     params = {
         "phase": "attention", "cache": kind, "block_size": block_size or 0,
         "model": config.name, "dtype": dtype_name(dtype), "batch_size": batch_size,
@@ -94,13 +97,43 @@ def attention_case(
     return Case(_timed(work, device), params, {"over_dense_ratio": ratio})
 
 
+def gather_case(
+    config: ModelConfig, dtype: torch.dtype, device: str, batch_size: int, context_len: int,
+    block_size: int, num_layers: int, read_bytes_per_s: float,
+) -> Case:  # fmt: skip
+    """The copy alone that a gather makes of `num_layers` layers: expected at the read bandwidth."""
+
+    def work() -> Callable[[], Any]:
+        cache = shuffled_cache(
+            config, dtype, device, batch_size, context_len - 1, 1, block_size, num_layers, "gather"
+        )
+        cache.begin(torch.full((batch_size, 1), context_len - 1, device=device), None)
+
+        def copy() -> None:
+            for layer in range(num_layers):
+                cache.gathered(layer)  # let go at once, as in a step
+
+        return copy
+
+    moved = kv_cache_bytes(config, dtype_name(dtype), batch_size, context_len)
+    moved *= num_layers / config.num_layers
+    params = {
+        "phase": "gather", "cache": "gathered", "block_size": block_size, "model": config.name,
+        "dtype": dtype_name(dtype), "batch_size": batch_size, "context_len": context_len,
+        "num_layers": num_layers, "kv_bytes": moved,
+    }  # fmt: skip
+    run = _timed(work, device, "gather_s")
+    return Case(run, params, {"gather_s": 2 * moved / read_bytes_per_s})
+
+
 def predicted_ratio(
-    config: ModelConfig, dtype: torch.dtype, device: str, block_size: int | None
-) -> float:
+    config: ModelConfig, dtype: torch.dtype, device: str, block_size: int | None,
+    kernel: str = "auto",
+) -> float:  # fmt: skip
     """Bytes that attention moves over those of a dense store."""
     if block_size is None:
         return 1.0
-    if torch.device(device).type == "cuda":
+    if torch.device(device).type == "cuda" and kernel != "gather":
         return table_ratio(config, dtype_name(dtype), block_size)
     return gather_ratio()
 
@@ -125,7 +158,12 @@ def _dense_work(
     return lambda: [decode_attention(queries[:, 0], view) for view in views]
 
 
-def _timed(make: Callable[[], Callable[[], Any]], device: str, repeats: int = 3) -> Run:
+def _timed(
+    make: Callable[[], Callable[[], Any]],
+    device: str,
+    metric: str = "attention_s",
+    repeats: int = 3,
+) -> Run:
     """Seconds of one call of what `make` returns, the fastest of a few calls.
 
     Made anew in each round: the stores of all cases together would not fit.
@@ -134,13 +172,13 @@ def _timed(make: Callable[[], Callable[[], Any]], device: str, repeats: int = 3)
     @torch.inference_mode()
     def run() -> dict[str, float]:
         work, seconds = make(), []
-        for _ in range(repeats):
+        for _ in range(REPEATS):
             synchronize(device)
             start = time.perf_counter()
             work()
             synchronize(device)
             seconds.append(time.perf_counter() - start)
-        return {"attention_s": min(seconds)}
+        return {metric: min(seconds)}
 
     return run
 

@@ -161,7 +161,11 @@ class PagedCache:
             from inferlab.kernels.split_kv import decode_attention
 
             return decode_attention(queries[:, 0], self.view(layer)).reshape(batch, 1, -1)
-        return attend(queries, self._read(self.keys[layer]), self._read(self.values[layer]), mask)
+        return attend(queries, *self.gathered(layer), mask)
+
+    def gathered(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [B, G, S, D] of the selected sequences, S those of the longest."""
+        return self._read(self.keys[layer]), self._read(self.values[layer])
 
     def view(self, layer: int) -> StoreView:
         """Where kernels find the layer; shapes that never change where a kernel reads it."""
@@ -257,7 +261,7 @@ class PagedCache:
             used = store.narrow(2, 0, longest)
             if (np.diff(blocks) == 1).all():  # or nothing, where they follow each other: as dense
                 return used.narrow(0, int(blocks[0]), rows)
-            return used[self._tables[:rows, 0].long()]
+            return used.index_select(0, self._tables[:rows, 0])
         found = store.flatten(0, 1).flatten(1).index_select(0, self._gathered)
         size = (rows, self.shape.num_kv_heads, self._width * self.block_size, -1)
         return found.view(size).narrow(2, 0, longest)

@@ -47,6 +47,9 @@ def test_cases_time_attention_and_steps_and_predict_three_times_the_bytes_of_a_g
         assert case.run()["attention_s"] > 0
         assert case.params["kv_bytes"] == kv_cache_bytes(config, "float32", 2, 33)
     assert case.predicted == {"over_dense_ratio": 3.0}
+    copy = pagingbench.gather_case(config, torch.float32, "cpu", 2, 33, 8, 2, 1e9)
+    assert copy.run()["gather_s"] > 0
+    assert copy.predicted["gather_s"] == 2 * kv_cache_bytes(config, "float32", 2, 33) / 1e9
     dense, paged = (pagingbench.step_case(decoder, 2, 30, 3, size, FITTED) for size in (None, 8))
     assert set(dense.run()) == set(paged.run()) == {"tpot_s", "fastest_step_s"}
     more = 2 * kv_cache_bytes(config, "float32", 2, 30) / 1e9
