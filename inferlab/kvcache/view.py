@@ -37,10 +37,9 @@ class StoreView:
         """
         batch, size = self.lengths.shape[0], self.block_size
         positions = positions.to(torch.int64).expand(batch, -1)
-        found = positions.clamp(min=0)
         if self.block_tables is None:
-            rows = torch.arange(batch, device=positions.device)[:, None]
-            slots = rows * size + found
+            slots = torch.arange(batch, device=positions.device)[:, None] * size + positions
         else:
+            found = positions.clamp(min=0)
             slots = self.block_tables.gather(1, found // size).long() * size + found % size
-        return slots.masked_fill(positions < 0, -1).flatten()
+        return torch.where(positions < 0, -1, slots).flatten()

@@ -13,7 +13,8 @@ from inferlab.models.decoder import Decoder
 from inferlab.models.layers import rope_table
 
 DTYPES = (torch.float32, torch.bfloat16)
-ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}  # half a step, as a share
+# Half a step, as a share of a number.
+ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 SCALED = RopeScaling(factor=8.0, original_max_context_len=32)
 
 

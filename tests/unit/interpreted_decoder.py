@@ -4,6 +4,7 @@ In float32 its tokens are those of the decoder itself, and its logits differ by 
 """
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,9 +21,9 @@ assert os.environ.get("TRITON_INTERPRET") == "1", "run test_fused.py instead"
 MODELS = {
     "one-layer": tiny("tiny-1", num_layers=1, num_q_heads=2, num_kv_heads=1),
     "llama": TINY["llama"],
-    "rope-scaled": TINY["llama-rope-scaled"],
-    "qwen2": TINY["qwen2"],
-    "qwen3": tiny("qwen3-16", qk_norm=True, head_dim=16, tie_embeddings=False),
+    "rope-scaled": replace(TINY["llama-rope-scaled"], num_layers=1),
+    "qwen2": replace(TINY["qwen2"], num_layers=1),
+    "qwen3": tiny("qwen3-16", qk_norm=True, head_dim=16, tie_embeddings=False, num_layers=1),
     "heads-of-64": tiny(
         "smol", hidden_size=72, num_q_heads=9, num_kv_heads=3, head_dim=64, num_layers=1,
         rope_scaling=SCALED,

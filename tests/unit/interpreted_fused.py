@@ -86,6 +86,13 @@ def test_products(dtype, shape, extras):
     check_product(linear.small_linear, dtype, shape, extras)
 
 
+def test_float16():
+    check_norm(norm.add_rms_norm, torch.float16, 2, 100, True)
+    check_swiglu(swiglu.swiglu, torch.float16, 2, 70)
+    check_rotation(rope_store.rotate_and_store, torch.float16, False, ROTATIONS[2])
+    check_product(linear.small_linear, torch.float16, (3, 33, 100), EXTRAS[-1])
+
+
 @pytest.mark.parametrize("splits", [1, 2, 3, 5])
 @pytest.mark.parametrize("gated", [False, True])
 def test_every_split_adds_up_and_leaves_the_counters_at_zero(splits, gated):
