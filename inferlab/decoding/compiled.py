@@ -13,7 +13,8 @@ import sys
 import time
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -25,6 +26,12 @@ from inferlab.models.layers import Projection
 from inferlab.models.placement import check_host_memory
 
 Views = list[torch.Tensor]
+
+
+# What compiled code checks at each step. The rest (every attribute of every module of every layer,
+# most of a millisecond a step) changes for nobody who holds a step: a decoder whose weights are
+# replaced needs a new one.
+GUARDS = ("TENSOR_MATCH", "SHAPE_ENV", "GLOBAL_STATE")
 
 
 class CannotCompile(Exception):
@@ -59,10 +66,15 @@ class CompiledStep:
     The width of the bucket is a symbol in the compiled code, everything else a constant. On a CPU
     each batch size holds a packed copy of the weights beside the plain ones, which the prefill
     uses: `packed_bytes` (Inductor's freezing_discard_parameters would take those away). On CUDA
-    nothing is frozen: kernels read the weights where they are.
+    nothing is frozen: kernels read the weights where they are. `options` are Inductor's.
     """
 
-    def __init__(self, decoder: Decoder, max_autotune: bool = False) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        max_autotune: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.decoder = decoder
         self.compile_s = 0.0  # of all compilations together
         self.compilations = 0
@@ -71,7 +83,12 @@ class CompiledStep:
         self._freezes = decoder.device.type == "cpu"
         # CUDA graphs, where there are any, are ours: Inductor's leave out steps that write inputs.
         name = "max-autotune-no-cudagraphs" if max_autotune else "default"
-        self._options = dict(torch._inductor.list_mode_options(name))
+        self._options = {
+            **torch._inductor.list_mode_options(name),
+            "guard_filter_fn": _needed,
+            "size_asserts": False,  # generated code would check its own intermediate results
+            **(options or {}),
+        }
         self._compiled: dict[int, Callable[..., torch.Tensor]] = {}
         self._worked: set[int] = set()
         self._modules: list[types.ModuleType] = []
@@ -205,6 +222,14 @@ def why_no_compiler() -> str | None:
     except InvalidCxxCompiler:
         return "no C++ compiler works here: install g++ or name one in CXX"
     return None
+
+
+def _needed(guards: Sequence[Any]) -> list[bool]:
+    """Which guards to keep: those of GUARDS, but for weights."""
+    return [
+        guard.guard_type in GUARDS and not isinstance(guard.value, torch.nn.Parameter)
+        for guard in guards
+    ]
 
 
 def _graphs() -> int:

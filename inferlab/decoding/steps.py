@@ -15,7 +15,7 @@ Source: PyTorch's documentation of torch.compile and of CUDAGraph Trees.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -140,9 +140,13 @@ class Stepper:
 
 
 def make_stepper(
-    decoder: Decoder, mode: str = "eager", capture: Callable[..., Work] | None = None
+    decoder: Decoder,
+    mode: str = "eager",
+    capture: Callable[..., Work] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Stepper:
-    """`decoder` with steps taken as `mode` of STEPS says. `capture` stands in for CUDA in tests.
+    """`decoder` with steps taken as `mode` of STEPS says. `capture` stands in for CUDA in tests,
+    `options` are Inductor's, for compiled modes.
 
     UserError where the mode cannot run: graphs without CUDA, kernels without Triton, packed weights
     with a compiler. A missing compiler costs one line on stderr and the steps are eager.
@@ -153,7 +157,7 @@ def make_stepper(
     capture = capture or (captured if decoder.device.type == "cuda" else None)
     if mode in COMPILED:
         check_can_compile(decoder)
-        step = CompiledStep(decoder, mode == "max-autotune")
+        step = CompiledStep(decoder, mode == "max-autotune", options)
         stepper = Stepper(decoder, mode, GraphedStep(step, capture=capture) if capture else step)
         if why := why_no_compiler():
             stepper._fall_back(why)

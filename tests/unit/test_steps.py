@@ -73,6 +73,32 @@ def test_another_caller_does_not_compile_again(stepper, decoder):
 
 
 @needs_compiler
+def test_few_things_are_checked_at_each_step_but_the_number_of_threads_is(monkeypatch):
+    seen = []
+
+    def spy(guards, kept=compiled._needed):
+        seen.append((guards, kept(guards)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(compiled, "_needed", spy)
+    made = plain_decoder(tiny("tiny-guards", num_layers=1))
+    stepper = make_stepper(made, "compile")
+    generate(stepper, UNEVEN, 3)
+    ((guards, kept),) = seen
+    assert 0 < sum(kept) < 0.1 * len(kept)
+    assert {g.guard_type for g, keep in zip(guards, kept, strict=True) if keep} == set(
+        compiled.GUARDS
+    )
+    threads = torch.get_num_threads()
+    try:  # generated loops have it built in
+        torch.set_num_threads(threads + 1)
+        generate(stepper, UNEVEN, 3)
+    finally:
+        torch.set_num_threads(threads)
+    assert stepper.recompiles == 1
+
+
+@needs_compiler
 def test_each_batch_size_is_compiled_once_beyond_the_compilers_own_limit():
     """Several steppers do not use up one another's number of compilations."""
     with torch._dynamo.config.patch(recompile_limit=1):
