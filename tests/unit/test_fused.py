@@ -182,13 +182,11 @@ def test_kernels_overlap_only_where_the_gpu_can(monkeypatch):
 
     cpu, gpu = torch.device("cpu"), torch.device("cuda:7")
     assert overlap.launch_options(cpu) == {"OVERLAP": False}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert overlap.launch_options(gpu) == {"OVERLAP": False}  # nobody asked for it
+    monkeypatch.setenv("INFERLAB_OVERLAP", "1")
     for capability, can in (((9, 0), True), ((10, 0), True), ((8, 9), False)):
         overlap._can_overlap.cache_clear()
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
         assert overlap.launch_options(gpu)["OVERLAP"] == can
-    overlap._can_overlap.cache_clear()
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    assert overlap.launch_options(gpu) == {"OVERLAP": True, "launch_pdl": True}
-    monkeypatch.setenv("INFERLAB_OVERLAP", "0")
-    assert overlap.launch_options(gpu) == {"OVERLAP": False}
     overlap._can_overlap.cache_clear()
