@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +118,35 @@ def operation_cases(
         for variant in bench.variants(operation):
             key = f"{block}/{operation}/{variant}/{size}"
             cases[key] = operation_case(bench, operation, variant, size, batch_size, made)
+    return cases
+
+
+def probe_cases(rates: Rates, dtype: str) -> dict[str, Case]:
+    """What predictions are made from, as cases: they were measured before any operation ran."""
+    found: dict[str, dict[str, float]] = {}
+    for size, rate in rates.read:
+        found[f"probe/read/{size}"] = {"read_bytes_per_s": rate}
+    for size, rate in rates.copy:
+        found[f"probe/copy/{size}"] = {"copy_bytes_per_s": rate}
+    for how, seconds in rates.launch_s.items():
+        found[f"probe/launch/{how}"] = {"launch_s": seconds}
+    found["probe/numbers"] = {"numbers_per_s": rates.numbers_per_s}
+    found["probe/exponentials"] = {"exponentials_per_s": rates.exponentials_per_s}
+    found["probe/product"] = {"flops_per_s": rates.flops_per_s}
+    return {
+        key: Case(dict(values).copy, {"phase": "probe", "dtype": dtype, "what": key.split("/")[1]})
+        for key, values in found.items()
+    }
+
+
+def compile_cases(compiled: Mapping[str, Compiled]) -> dict[str, Case]:
+    """What the first call of each compiled function took, and its loops with vector instructions
+    (a CPU's): `compile_s` is short where the code was still on disk from an earlier run."""
+    cases = {}
+    for operation, found in compiled.items():
+        values = {"compile_s": found.compile_s, "num_loops": float(found.loops),
+                  "num_vector_loops": float(found.vector_loops)}  # fmt: skip
+        cases[f"compile/{operation}"] = Case(values.copy, {"phase": "compile", "what": operation})
     return cases
 
 

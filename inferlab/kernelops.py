@@ -53,6 +53,11 @@ def variants_of(operation: str, device: str) -> tuple[str, ...]:
     return tuple(v for v in CUDA_VARIANTS[operation] if v != "triton" or can_run)
 
 
+def operations_of(device: str) -> list[str]:
+    """Operations that have variants to compare on `device`."""
+    return [operation for operation in OPERATIONS if variants_of(operation, device)]
+
+
 def separate_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ from record_examples import write_lab
 
 from inferlab import kernelbench, kernelcheck, kernelcost, kernelops, kernelprobes
 from inferlab.errors import MeasurementError, UserError
-from inferlab.kernelcompile import Compiler
+from inferlab.kernelcompile import Compiled, Compiler
 from inferlab.kernelspeed import Rates
 from inferlab.models.config import get_config
 from inferlab.profiles import PROFILES
@@ -164,6 +164,17 @@ def test_rates_are_measured_and_ascend(monkeypatch):
     assert min(rates.numbers_per_s, rates.exponentials_per_s, rates.flops_per_s) > 0
 
 
+def test_what_predictions_are_made_from_is_recorded():
+    cases = kernelbench.probe_cases(RATES, "bfloat16")
+    values = {key: dict(case.run()) for key, case in cases.items()}
+    assert values["probe/copy/262144"] == {"copy_bytes_per_s": 2e10}
+    assert values["probe/launch/compile"] == {"launch_s": 1e-5}
+    assert len(cases) == 1 + 1 + 3 + 3
+    assert {case.params["phase"] for case in cases.values()} == {"probe"}
+    found = kernelbench.compile_cases({"swiglu": Compiled(len, 1.5, 3, 2)})["compile/swiglu"].run()
+    assert found == {"compile_s": 1.5, "num_loops": 3.0, "num_vector_loops": 2.0}
+
+
 def test_questions_without_an_answer():
     for wrong in (
         lambda: kernelops.variants_of("softmax", "cpu"),
@@ -173,3 +184,4 @@ def test_questions_without_an_answer():
         with pytest.raises(UserError):
             wrong()
     assert kernelops.variants_of("linear", "cpu") == ()
+    assert kernelops.operations_of("cpu") == list(kernelops.CPU_VARIANTS)
