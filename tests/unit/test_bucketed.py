@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_models import TINY
 
+from inferlab.decoding.compiled import CompiledStep
 from inferlab.decoding.generate import generate
 from inferlab.errors import UserError
 from inferlab.kvcache import CacheShape, CacheTooSmall, make_cache
@@ -101,3 +102,13 @@ def test_a_cache_made_in_inference_mode_holds_plain_tensors(decoder):
     with torch.inference_mode():
         cache = decoder.new_cache("bucketed", 1, 3)
     assert not any(store.is_inference() for store in (*cache.keys, cache.slots, cache.lengths))
+
+
+def test_a_compiled_step_holds_no_more_than_it_must(decoder):
+    step = CompiledStep(decoder)
+    cache = decoder.new_cache("bucketed", 1, 300)
+    cache.length = 128
+    held = step._held(cache)
+    assert held.keys[0].shape[2] == 256 and step._held(cache) is held
+    step.release()
+    assert step._cache is None and not step._views
