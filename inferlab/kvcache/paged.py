@@ -216,10 +216,7 @@ class PagedCache:
         lengths = torch.tensor(ends, dtype=torch.int32)
         self._lengths[: len(ends)].copy_(lengths, non_blocking=True)
         self._ends, self._width = ends, manager.blocks_for(max(ends))
-        if self._width > 1:  # rows of the store seen as [N G, P D]
-            tables = self._tables[: len(ends), None, : self._width]
-            chosen = tables * self.shape.num_kv_heads + self._heads  # [B, G, W]
-            self._gathered = chosen.flatten()
+        self._chosen = None
 
     def _list_tables(self, held: Sequence[int], ends: Sequence[int]) -> None:
         """Bring the rows of the tables up to date: only entries that changed are sent."""
@@ -262,7 +259,10 @@ class PagedCache:
             if (np.diff(blocks) == 1).all():  # or nothing, where they follow each other: as dense
                 return used.narrow(0, int(blocks[0]), rows)
             return used.index_select(0, self._tables[:rows, 0])
-        found = store.flatten(0, 1).flatten(1).index_select(0, self._gathered)
+        if self._chosen is None:  # once a pass: rows of the store seen as [N G, P D]
+            tables = self._tables[:rows, None, : self._width]
+            self._chosen = (tables * self.shape.num_kv_heads + self._heads).flatten()
+        found = store.flatten(0, 1).flatten(1).index_select(0, self._chosen)  # [B G W, P D]
         size = (rows, self.shape.num_kv_heads, self._width * self.block_size, -1)
         return found.view(size).narrow(2, 0, longest)
 
