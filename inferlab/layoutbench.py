@@ -33,7 +33,6 @@ from inferlab.models.load import load_decoder, resolve_config
 from inferlab.models.placement import check_host_memory, dtype_name
 from inferlab.recorder import Case
 from inferlab.roofline import Ceilings, fit_overhead
-from inferlab.stepprofile import operator_shares
 from inferlab.trace import Request, Trace
 
 FIT_ROUNDS, FIT_STEPS = 3, 6
@@ -224,18 +223,6 @@ def base_name(opened: Opened) -> str:
     """Name of the model that the layout was made from."""
     layout, name = opened.layout, opened.decoder.config.name
     return name.removesuffix(f"-{layout.name}").removesuffix(f"-latent-{layout.rank}")
-
-
-def profile_case(opened: Opened, batch_size: int, context_len: int) -> Case:
-    """Shares of operators in one step, started from the host: where the time goes, not how much."""
-
-    def run() -> dict[str, float]:
-        work = step_work(opened, filled_cache(opened, batch_size, context_len - 1))
-        with torch.inference_mode():
-            return operator_shares(work, opened.decoder.device)
-
-    params = {**described(opened), "phase": "profile"}
-    return Case(run, {**params, "batch_size": batch_size, "context_len": context_len})
 
 
 def remake_case(opened: Opened, batch_size: int, context_len: int, ceilings: Ceilings) -> Case:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from inferlab import layoutcost
 from inferlab.compression.latents import attention_moments
 from inferlab.compression.training import finetune
@@ -64,7 +62,9 @@ def quality_case(judge: Judge, name: str, moments: Moments | None = None) -> Cas
     """A row: the layout as it comes out of the trained weights, without training."""
 
     def run() -> dict[str, float]:
-        return judge.metrics(_made(judge, name, moments, DTYPE))
+        made = _made(judge, name, moments, DTYPE)
+        made.pack()
+        return judge.metrics(made)
 
     return Case(run, _params(judge, name, AS_MADE))
 
@@ -89,7 +89,11 @@ def tuned_case(
             student, teacher, judge.calibration, steps, learning_rate=learning_rate,
             tokens_per_step=tokens_per_step, seed=judge.seed,
         )  # fmt: skip
-        found = judge.metrics(student.to(torch.bfloat16))
+        trained = _made(judge, name, moments, DTYPE)
+        trained.load_state_dict(student.state_dict())  # rounded on the way in
+        del student, teacher
+        trained.pack()
+        found = judge.metrics(trained)
         return {**found, "first_loss_nats": losses[0], "last_loss_nats": losses[-1]}
 
     params = {"steps": steps, "tokens_per_step": tokens_per_step, "learning_rate": learning_rate}
@@ -103,10 +107,7 @@ def _made(judge: Judge, name: str, moments: Moments | None, dtype: str) -> Decod
         raise UserError(
             f"{name} has random weights, which say nothing about quality: choose latent-R"
         )
-    made = build(base, layout, moments)
-    if dtype == DTYPE:
-        made.pack()
-    return made
+    return build(base, layout, moments)
 
 
 def _params(judge: Judge, name: str, training: str) -> dict[str, object]:

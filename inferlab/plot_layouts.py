@@ -39,7 +39,7 @@ def share_by_context(ax: Axes, rows: pd.DataFrame) -> None:
 
 
 def throughput_by_bytes(ax: Axes, table: pd.DataFrame) -> None:
-    """Output throughput at the largest batch over the bytes a token keeps; bars: predicted.
+    """Throughput at the largest batch over the bytes a token keeps; bars: what was predicted.
 
     `table` has family, layout, batch_size, token_bytes, median, low, high and predicted.
     """
@@ -51,7 +51,7 @@ def throughput_by_bytes(ax: Axes, table: pd.DataFrame) -> None:
         x = row.token_bytes * scale
         ax.errorbar(x, row.median, yerr=ends, fmt=style.marker, color=style.color, mec="white",
                     ms=9, label=f"{row.layout}: {row.batch_size} sequences")  # fmt: skip
-        ax.plot(x, row.predicted, "_", color=INK, ms=16, mew=1.8)
+        ax.plot(x, row.predicted, "_", color=style.color, ms=18, mew=2.2)
     ax.plot([], [], "_", color=INK, ms=12, mew=1.8, ls="", label="prediction")
     ax.set(xscale="log", xlabel=f"{label} of a token, log scale", ylim=(0, None),
            ylabel="output throughput (tok/s)")  # fmt: skip
