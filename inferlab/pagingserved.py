@@ -96,7 +96,7 @@ def _metrics(
         "num_steps": len(found.batch_sizes),
         "waste_ratio": found.waste_ratio,
         "num_preempted": found.num_preempted,
-        "recomputed_tokens": found.recomputed_tokens,
+        "num_recomputed_tokens": found.recomputed_tokens,
         "store_bytes": store_bytes,
     }
 

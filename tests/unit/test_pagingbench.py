@@ -18,6 +18,7 @@ from inferlab.models.cost import kv_cache_bytes
 from inferlab.pagingcost import footprint, price_rows
 from inferlab.pagingserver import serve
 from inferlab.records import CaseInfo, Record
+from inferlab.records.schema import is_metric_name
 from inferlab.roofline import Ceilings
 from inferlab.stats import Estimate
 
@@ -79,6 +80,7 @@ def test_policies_run_through_one_code_and_their_counts_follow_from_the_lengths(
         assert run["output_tok_per_s"] < run["step_tok_per_s"] * 2
     assert found["paged"]["num_steps"] == serve(REQUESTS, 64, "paged", 32, 4).steps
     assert found["known"]["num_preempted"] == 0
+    assert all(map(is_metric_name, found["paged"]))
 
 
 def test_predicted_sequences_never_exceed_the_requests():
