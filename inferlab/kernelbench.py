@@ -88,24 +88,14 @@ def compile_all(
     for operation in operations:
         if "compile" not in kernelops.variants_of(operation, device):
             continue
-        compiled = compile_one(
-            kernelops.function_of(operation, "compile"), operation, config, dtype, device,
-            compiler, batch_size if operation == "decode_attention" else 1,
-        )  # fmt: skip
+        batch = batch_size if operation == "decode_attention" else 1
+        inputs = kernelops.make_inputs(
+            operation, config, getattr(torch, dtype), device, COMPILED_SIZE, batch
+        )
+        compiled = compiler(kernelops.function_of(operation, "compile"), inputs, COMPILED_SIZE)
         if compiled is not None:
             found[operation] = compiled
     return found
-
-
-def compile_one(
-    function: Callable[..., Any], operation: str, config: ModelConfig, dtype: str, device: str,
-    compiler: Compiler, batch_size: int = 1, size: int | None = COMPILED_SIZE,
-) -> Compiled | None:  # fmt: skip
-    """`function` compiled for the inputs of `operation`; `size` None: every dimension a symbol."""
-    inputs = kernelops.make_inputs(
-        operation, config, getattr(torch, dtype), device, COMPILED_SIZE, batch_size
-    )
-    return compiler(function, inputs, size)
 
 
 def operation_cases(
@@ -159,15 +149,11 @@ def made_once(
 
 def operation_case(
     bench: Bench, operation: str, variant: str, size: int, batch_size: int,
-    made: Callable[[], kernelops.Inputs], function: Callable[..., Any] | None = None,
+    made: Callable[[], kernelops.Inputs],
 ) -> Case:  # fmt: skip
-    """One variant at one size; `made` gives its inputs when it first runs.
-
-    With `function`, `variant` is the name of another compiled form of the operation, which moves
-    and launches what a compiled one does.
-    """
+    """One variant at one size; `made` gives its inputs when it first runs."""
     rates, on_gpu = bench.rates, torch.device(bench.device).type == "cuda"
-    cost = bench.cost(operation, "compile" if function else variant, size, batch_size)
+    cost = bench.cost(operation, variant, size, batch_size)
     least = bench.cost(operation, "triton", size, batch_size)
     predicted = {
         "time_s": rates.predict_s(cost),
@@ -178,14 +164,8 @@ def operation_case(
     }
     if on_gpu:
         predicted["device_s"] = rates.predict_device_s(cost)
-
-    def work() -> Callable[[], Any]:
-        if function is not None:
-            return functools.partial(function, **made())
-        return bench.work(operation, variant, made())
-
     return Case(
-        timed_run(bench, work, least),
+        timed_run(bench, lambda: bench.work(operation, variant, made()), least),
         {
             "operation": operation, "variant": variant, "size": size, "batch_size": batch_size,
             "model": bench.config.name, "dtype": bench.dtype, "launches": cost.launches,
@@ -195,10 +175,35 @@ def operation_case(
     )  # fmt: skip
 
 
+def form_cases(
+    bench: Bench, what: str, forms: Mapping[str, Callable[..., Any]], inputs: kernelops.Inputs,
+    size: int,
+) -> dict[str, Case]:  # fmt: skip
+    """Several ways to write or to compile one function `what`, on the same inputs; no prediction.
+
+    `forms` are by the name of their variant, "eager" the one that others are compared with.
+    """
+    return {
+        f"forms/{what}/{variant}/{size}": Case(
+            timed_run(bench, lambda form=form: functools.partial(form, **inputs)),
+            {
+                "operation": what, "variant": variant, "size": size, "batch_size": 1,
+                "model": bench.config.name, "dtype": bench.dtype,
+                "flushed": torch.device(bench.device).type == "cuda",
+            },
+        )
+        for variant, form in forms.items()
+    }  # fmt: skip
+
+
 def timed_run(
-    bench: Bench, prepare: Callable[[], Callable[[], Any]], least: kernelcost.KernelCost
-) -> Run:
-    """A callable that times what `prepare` gives: in a row, and on a GPU also alone, flushed."""
+    bench: Bench, prepare: Callable[[], Callable[[], Any]],
+    least: kernelcost.KernelCost | None = None,
+) -> Run:  # fmt: skip
+    """A callable that times what `prepare` gives: in a row, and on a GPU also alone, flushed.
+
+    With `least`, the fewest operators that do the work, it also tells the share of the bandwidth.
+    """
     on_gpu = torch.device(bench.device).type == "cuda"
 
     @functools.cache
@@ -215,13 +220,14 @@ def timed_run(
 
     def run() -> dict[str, float]:
         with torch.inference_mode():
-            seconds = in_a_row_s(ready(), bench.device, calls())
-            if not on_gpu:
-                share = bench.rates.bandwidth_share(least, seconds)
-                return {"time_s": seconds, "bandwidth_share_ratio": share}
-            device_s = flushed_s(alone(), bench.device)
-        share = bench.rates.bandwidth_share(least, device_s, cold=True)
-        return {"time_s": seconds, "device_s": device_s, "bandwidth_share_ratio": share}
+            found = {"time_s": in_a_row_s(ready(), bench.device, calls())}
+            if on_gpu:
+                found["device_s"] = flushed_s(alone(), bench.device)
+        if least is not None:
+            seconds = found["device_s" if on_gpu else "time_s"]
+            share = bench.rates.bandwidth_share(least, seconds, cold=on_gpu)
+            found["bandwidth_share_ratio"] = share
+        return found
 
     return run
 

@@ -128,25 +128,3 @@ def predicted_crossover(
     steps = range(math.floor(8 * math.log2(high / low)) + 1)
     sizes = sorted({round(low * 2 ** (step / 8)) for step in steps} | {high})
     return crossover_size({s: seconds(baseline, s) / seconds(variant, s) for s in sizes})
-
-
-@dataclass(frozen=True, slots=True)
-class Saving:
-    """Seconds that fusing is expected to save, by what saves them; negative where it costs."""
-
-    launch_s: float
-    work_s: float
-
-    @property
-    def launch_share(self) -> float:
-        """Share of the saving that comes from launches, of what is saved at all."""
-        saved = max(self.launch_s, 0.0) + max(self.work_s, 0.0)
-        return max(self.launch_s, 0.0) / saved if saved else math.nan
-
-
-def saving(rates: Rates, baseline: KernelCost, fused: KernelCost) -> Saving:
-    """What `fused` saves over `baseline`, launches and the rest apart."""
-    return Saving(
-        rates.launching_s(baseline) - rates.launching_s(fused),
-        rates.work_s(baseline) - rates.work_s(fused),
-    )

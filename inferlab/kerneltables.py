@@ -121,19 +121,21 @@ def shares(record: Record, operation: str, variants: tuple[str, ...]) -> pd.Data
     return pd.DataFrame(rows, columns=names)
 
 
-def launch_shares(record: Record, operation: str, variant: str) -> pd.Series:
-    """Share of the predicted saving of `variant` that comes from launches, by size."""
+def savings(record: Record, operation: str, variant: str, block: str = "rows") -> pd.DataFrame:
+    """Seconds that `variant` is predicted to save by size, in launches and in work (moving and
+    computing); negative where it costs more than the separate operators."""
     cases = record.manifest.cases
-    found = {}
-    for slow in cases_of(record, operation, "eager"):
+    rows = []
+    for slow in cases_of(record, operation, "eager", block):
         size = cases[slow].params["size"]
-        for fast in record.cases(operation=operation, variant=variant, size=size):
-            launch_s, work_s = (
-                max(cases[slow].predicted[key] - cases[fast].predicted[key], 0.0)
-                for key in ("launching_s", "work_s")
-            )
-            found[size] = launch_s / (launch_s + work_s) if launch_s + work_s else math.nan
-    return pd.Series(found, name=operation, dtype=float)
+        for fast in cases_of(record, operation, variant, block):
+            if cases[fast].params["size"] == size:
+                saved = (
+                    cases[slow].predicted[key] - cases[fast].predicted[key]
+                    for key in ("launching_s", "work_s")
+                )
+                rows.append((operation, size, *saved))
+    return pd.DataFrame(rows, columns=["operation", "size", "launch_s", "work_s"])
 
 
 def _end(size: float, beyond: str) -> str:

@@ -140,14 +140,13 @@ def test_cases_say_what_they_move_and_are_timed(monkeypatch, tmp_path):
         assert (record.values(case, "bandwidth_share_ratio") > 0).all()
 
 
-def test_another_compiled_form_counts_as_a_compiled_one():
+def test_forms_of_a_function_are_timed_side_by_side(monkeypatch):
+    monkeypatch.setattr(kernelbench, "LEAST_SAMPLE_S", 1e-5)
     bench = kernelbench.Bench(TINY, "bfloat16", "cpu", RATES, {})
-    made = kernelbench.made_once(bench, "swiglu", 5)
-    form = kernelops.function_of("swiglu", "eager")
-    case = kernelbench.operation_case(bench, "swiglu", "compile-rolled", 5, 1, made, form)
-    assert case.params["launches"] == 1 and case.params["variant"] == "compile-rolled"
-    assert case.predicted["launching_s"] == RATES.launch_s["compile"]
-    assert case.run()["time_s"] > 0 and made() is made()
+    forms = {"eager": lambda x: x + x, "compile": lambda x: 2 * x}
+    cases = kernelbench.form_cases(bench, "double", forms, {"x": torch.ones(3)}, 3)
+    assert list(cases) == ["forms/double/eager/3", "forms/double/compile/3"]
+    assert all(set(case.run()) == {"time_s"} and not case.predicted for case in cases.values())
 
 
 def test_rates_are_measured_and_ascend(monkeypatch):

@@ -63,9 +63,9 @@ def test_a_crossing_in_words():
 
 
 def test_savings_move_from_launches_to_work():
-    found = kerneltables.launch_shares(record(TIMES), "add_rms_norm", "compile")
-    assert list(found.index) == [1, 100]
-    assert found[1] == pytest.approx(3 / 3.5) and found[100] == pytest.approx(3 / 60)
+    found = kerneltables.savings(record(TIMES), "add_rms_norm", "compile")
+    assert list(found["size"]) == [1, 100]
+    assert list(found["launch_s"]) == [3.0, 3.0] and list(found["work_s"]) == [0.5, 57.0]
 
 
 def test_shares_carry_their_bytes():
