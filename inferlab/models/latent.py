@@ -13,7 +13,7 @@ Chapter: chapters/21_gqa.md    Lab: labs/21_gqa.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,6 +30,7 @@ from inferlab.models.layers import Projection, apply_rope
 from inferlab.models.layouts import share_modules
 from inferlab.models.projections import plain_weight
 
+MADE_BYTES = 2**28  # keys and values that are made at once
 Moments = Mapping[str, torch.Tensor]  # projection -> [H, H] mean of x x^T of its input
 
 
@@ -114,9 +115,37 @@ class LatentAttention(nn.Module):
                 attend(queries, *cache.update(self.layer, *self.remade(latents, rope)), mask)
             )
         latents, rope = cache.append(self.layer, latents, rope)  # [B, S, r]
+        attended = [
+            self.attend_latents(*part) for part in self._slices(queries, latents, *rope, mask)
+        ]
+        return self.out(torch.cat(attended) if len(attended) > 1 else attended[0])
+
+    def attend_latents(
+        self,
+        queries: torch.Tensor,
+        latents: torch.Tensor,
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Queries [B, T, GR, D] over latents [B, S, r] and the angles of theirs -> [B, T, GR D]."""
+        rope = (cosines, sines)
         if self.absorb and queries.shape[1] == 1:
-            return self.out(self.attend_absorbed(queries, latents, rope, mask))
-        return self.out(attend(queries, *self.remade(latents, rope), mask))
+            return self.attend_absorbed(queries, latents, rope, mask)
+        return attend(queries, *self.remade(latents, rope), mask)
+
+    def _slices(self, *tensors: torch.Tensor | None) -> Iterator[tuple]:
+        """`tensors` of the rows of a few sequences at a time; one row stands for all, None too.
+
+        What is made need not all be in memory at once: it is larger than what is kept.
+        """
+        batch, length, _ = tensors[1].shape
+        made_bytes = length * 2 * self.config.kv_size * self.up.element_size()
+        rows = max(1, MADE_BYTES // made_bytes)
+        for start in range(0, batch, rows):
+            yield tuple(
+                t if t is None or t.shape[0] < batch else t[start : start + rows] for t in tensors
+            )
 
     def remade(self, latents: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, S, r] -> keys, rotated, and values, [B, G, S, D] each: 4 S r kv FLOPs a sequence."""

@@ -43,6 +43,19 @@ def test_a_latent_cache_holds_the_same_function_as_keys_and_values(prompts, abso
     assert kept == generate(made, prompts, 11, "static") == generate(made, prompts, 11, "none")
 
 
+@pytest.mark.parametrize("absorb", [False, True])
+@pytest.mark.parametrize("at_once", [1, 2 * 30 * 32 * 4])
+def test_keys_made_for_a_few_sequences_at_a_time_are_the_same(absorb, at_once, monkeypatch):
+    made = latent_decoder(decoder_of(), 9, absorb=absorb)
+    padded, one = generate(made, PROMPTS, 11, "latent"), generate(made, PROMPTS[:1], 11, "latent")
+    same = [list(PROMPTS[0])] * 3  # rows that agree share their angles
+    agreed = generate(made, same, 11, "latent")
+    monkeypatch.setattr("inferlab.models.latent.MADE_BYTES", at_once)
+    assert generate(made, PROMPTS, 11, "latent") == padded
+    assert generate(made, PROMPTS[:1], 11, "latent") == one
+    assert generate(made, same, 11, "latent") == agreed == 3 * one
+
+
 def test_the_factors_are_the_best_ones_for_the_inputs_they_were_shown():
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(FULL, 40, generator=generator)
