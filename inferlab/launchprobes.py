@@ -18,6 +18,7 @@ from torch.autograd import DeviceType
 from inferlab.decoding.graphs import captured
 from inferlab.errors import MeasurementError
 from inferlab.hardware.probes import timed
+from inferlab.stepprofile import profiled_events
 
 TINY = 16  # numbers: nothing to compute, nothing to read
 GRAPH_KERNELS = 500
@@ -65,16 +66,7 @@ def launch_costs(dtype: str, device: str) -> LaunchCosts:
 
 def count(work: Callable[[], Any], device: str = "cpu") -> StepCounts:
     """What one call of `work` starts, after one that is not counted."""
-    from torch.profiler import ProfilerActivity, profile
-
-    on_gpu = torch.device(device).type == "cuda"
-    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
-    work()
-    with profile(activities=kinds) as found:
-        work()
-        if on_gpu:
-            torch.cuda.synchronize(device)
-    events = found.events()
+    events = profiled_events(work, device)
     operators = sum(
         event.device_type == DeviceType.CPU and _is_outermost(event) for event in events
     )

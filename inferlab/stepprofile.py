@@ -7,6 +7,7 @@ Chapter: chapters/10_quantization.md    Lab: labs/10_quantization.ipynb
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,22 @@ def group_of(name: str) -> str:
     return "other"
 
 
+def profiled_events(work: Callable[[], Any], device: torch.device | str = "cpu") -> list[Any]:
+    """What PyTorch's profiler saw of one call of `work`, after one that it did not see."""
+    from torch.profiler import ProfilerActivity, profile
+
+    # Else each profile leaves two lines with a time in the outputs of a notebook.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    on_gpu = torch.device(device).type == "cuda"
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
+    work()
+    with profile(activities=kinds) as found:
+        work()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    return list(found.events())
+
+
 def operator_shares(
     work: Callable[[], Any], device: torch.device | str = "cpu"
 ) -> dict[str, float]:
@@ -38,18 +55,10 @@ def operator_shares(
     Outermost operators only: an operator's time includes those that it calls. On a GPU it is the
     time of its kernels. Raises MeasurementError when the profiler saw nothing.
     """
-    from torch.profiler import ProfilerActivity, profile
-
     on_gpu = torch.device(device).type == "cuda"
-    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
-    work()
-    with profile(activities=kinds) as found:
-        work()
-        if on_gpu:
-            torch.cuda.synchronize(device)
     spent = dict.fromkeys((*GROUPS, "other"), 0.0)
     calls = 0
-    for event in found.events():
+    for event in profiled_events(work, device):
         if event.cpu_parent is None and "::" in event.name:
             spent[group_of(event.name)] += (
                 event.device_time_total if on_gpu else event.cpu_time_total
