@@ -22,7 +22,7 @@ from inferlab.errors import UserError
 from inferlab.models.config import ModelConfig
 from inferlab.models.cost import weight_bytes
 from inferlab.models.decoder import Decoder
-from inferlab.models.onnx_step import ensure_step, past_names
+from inferlab.models.onnx_step import check_packages, ensure_step, past_names
 from inferlab.models.placement import check_host_memory, torch_device
 from inferlab.recorder import Case
 
@@ -128,6 +128,20 @@ def open_levels(
     needed = 2 * len(wanted) * weight_bytes(config, "float32")
     check_host_memory(needed, f"{len(wanted)} ONNX Runtime sessions", torch.device("cpu"))
     return {level: StepSession(path, config, level, device) for level in wanted}
+
+
+def usable_device(device: str) -> tuple[str | None, str]:
+    """Where levels can be timed: `device`, else cpu, else nowhere; and why not on `device`."""
+    why = ""
+    for place in dict.fromkeys((torch_device(device).type, "cpu")):
+        try:
+            check_packages()
+            _runtime(place)
+        except UserError as error:
+            why = why or str(error)
+        else:
+            return place, why
+    return None, why
 
 
 @torch.inference_mode()

@@ -116,6 +116,21 @@ def test_a_missing_runtime_or_exporter_is_said(monkeypatch):
         onnx_step.step_folder(SHAPE, "traced", "random")
 
 
+def test_a_gpu_without_its_libraries_leaves_the_cpu(monkeypatch):
+    assert ortlevels.usable_device("cpu") == ("cpu", "")
+
+    def no_gpu(device):
+        if device != "cpu":
+            raise UserError("no working provider")
+
+    monkeypatch.setattr(ortlevels, "check_provider", no_gpu)
+    monkeypatch.setattr(ortlevels, "torch_device", torch.device)
+    assert ortlevels.usable_device("cuda") == ("cpu", "no working provider")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    place, why = ortlevels.usable_device("cpu")
+    assert place is None and "cannot be imported" in why
+
+
 def test_an_export_that_fails_is_one_line(monkeypatch, tmp_path, decoder):
     def fail(*args, **kwargs):
         raise RuntimeError("no such operator\nand much more")
