@@ -20,7 +20,7 @@ import torch
 
 from inferlab.errors import UserError
 from inferlab.kvcache import BucketedCache
-from inferlab.kvcache.bucketed import BucketStep, bucket_mask
+from inferlab.kvcache.bucketed import BucketStep, FusibleStep, bucket_mask
 from inferlab.models.decoder import Decoder
 from inferlab.models.layers import Projection
 from inferlab.models.placement import check_host_memory
@@ -39,13 +39,19 @@ class CannotCompile(Exception):
 
 
 def decode_step(
-    decoder: Decoder, token_ids: torch.Tensor, positions: torch.Tensor, keys: Views, values: Views
+    decoder: Decoder,
+    token_ids: torch.Tensor,
+    positions: torch.Tensor,
+    keys: Views,
+    values: Views,
+    fusible: bool = False,
 ) -> torch.Tensor:
     """One token a sequence, [B, 1] each -> [B, V] logits, over one bucket: what is compiled.
 
-    `keys` and `values` are a layer's stores [B, G, width, D], written at `positions`.
+    `keys` and `values` are a layer's stores [B, G, width, D], written at `positions`. `fusible`:
+    attention in operations for the compiler to fuse, not in PyTorch's kernel.
     """
-    step = BucketStep(keys, values, positions[:, -1])
+    step = (FusibleStep if fusible else BucketStep)(keys, values, positions[:, -1])
     mask = bucket_mask(step.slots, keys[0].shape[2], keys[0].dtype)
     return decoder(token_ids, step, positions, mask)
 
@@ -176,8 +182,10 @@ def _own_code(decoder: Decoder) -> Callable[..., torch.Tensor]:
     against the compiler's limit, by code object.
     """
 
+    fusible = decoder.device.type == "cpu"  # a GPU's attention kernel is worth its start
+
     def step(token_ids: torch.Tensor, positions: torch.Tensor, keys: Views, values: Views):
-        return decode_step(decoder, token_ids, positions, keys, values)
+        return decode_step(decoder, token_ids, positions, keys, values, fusible)
 
     code = step.__code__.replace()
     return types.FunctionType(code, step.__globals__, step.__name__, None, step.__closure__)

@@ -1,6 +1,7 @@
 """How does attention of a few new tokens read keys and values only once a group?
 
-PyTorch's scaled-dot-product attention over a dense store; the kernels of our own are beside it.
+PyTorch's scaled-dot-product attention over a dense store, and the same in operations that a
+compiler can fuse; the kernels of our own are beside it.
 Letters: B sequences, T new tokens, S positions, D head size, G key/value heads, R query heads each.
 Chapter: chapters/20_kv_cache.md    Lab: labs/20_kv_cache.ipynb
 """
@@ -38,3 +39,21 @@ def attend(
         queries.transpose(1, 2), keys, values, attn_mask=mask, is_causal=causal
     )
     return mixed.transpose(1, 2).reshape(batch, new, num_q * head_dim)
+
+
+def attend_fusible(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """`attend` of one new token, [B, 1, G R, D] -> [B, 1, G R D], as products and sums in float32.
+
+    For `torch.compile` on a CPU: it turns them into loops that read keys and values once and write
+    next to nothing, where SDPA starts threads for a hundred thousand multiplications. Executed
+    operation by operation it would write B G R S D numbers twice. `mask` is 0 or -inf.
+    """
+    batch, _, num_q, head_dim = queries.shape
+    num_kv = keys.shape[1]
+    grouped = queries.view(batch, num_kv, num_q // num_kv, 1, head_dim).float()
+    scores = (grouped * keys[:, :, None].float()).sum(-1) * head_dim**-0.5 + mask.float()
+    shares = scores.softmax(-1)[..., None]  # [B, G, R, S, 1]
+    mixed = (shares * values[:, :, None].float()).sum(-2)
+    return mixed.to(queries.dtype).view(batch, 1, num_q * head_dim)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from inferlab.errors import UserError
-from inferlab.kernels.attention import attend
+from inferlab.kernels.attention import attend, attend_fusible
 from inferlab.kvcache.base import CacheShape
 from inferlab.kvcache.view import StoreView
 
@@ -59,6 +59,21 @@ class BucketStep:
 
     def advance(self, num_positions: int) -> None:
         """The cache counts for itself."""
+
+
+class FusibleStep(BucketStep):
+    """The same with attention in operations that a compiler fuses."""
+
+    def attend(
+        self,
+        layer: int,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """Write [B, G, 1, D] and attend: queries [B, 1, G R, D] -> [B, 1, G R D]."""
+        return attend_fusible(queries, *self.update(layer, keys, values), mask)
 
 
 class BucketedCache:

@@ -7,6 +7,7 @@ from tiny_models import TINY
 from inferlab.decoding.compiled import CompiledStep
 from inferlab.decoding.generate import generate
 from inferlab.errors import UserError
+from inferlab.kernels.attention import attend, attend_fusible
 from inferlab.kvcache import CacheShape, CacheTooSmall, make_cache
 from inferlab.kvcache.bucketed import ALIGNMENT, bucket_mask, bucket_width
 from inferlab.models.load import load_decoder
@@ -112,3 +113,16 @@ def test_a_compiled_step_holds_no_more_than_it_must(decoder):
     assert held.keys[0].shape[2] == 256 and step._held(cache) is held
     step.release()
     assert step._cache is None and not step._views
+
+
+@pytest.mark.parametrize(("num_kv", "shared"), [(1, 1), (3, 3), (2, 4)])
+def test_attention_for_the_compiler_is_attention(num_kv, shared):
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(2, 1, num_kv * shared, 16, generator=generator)
+    keys, values = (torch.randn(2, num_kv, 13, 16, generator=generator) for _ in range(2))
+    mask = bucket_mask(torch.tensor([12, 4]), 13, torch.float32)
+    expected = attend(queries, keys, values, mask)
+    found = attend_fusible(queries, keys, values, mask)
+    torch.testing.assert_close(found, expected)
+    values[1, :, 5:] = 1e9  # behind the newest token of the second sequence: never counted
+    assert torch.equal(found, attend_fusible(queries, keys, values, mask))
