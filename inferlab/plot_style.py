@@ -96,7 +96,7 @@ STYLES: dict[str, Style] = {
     "latent": Style(GREEN, "D"),
     "absorbed": Style(SKY, "X", "--"),  # keys made, values not
     "decoupled": Style(PURPLE, "P"),  # neither made: DeepSeek's
-    # How an operation is computed: operator by operator, by PyTorch's own kernel, compiled, by ours.
+    # How an operation is computed: operator by operator, by a kernel of PyTorch, compiled, by ours.
     "eager": Style(GREY, "s"),
     "library": Style(ORANGE, "^"),
     "compile": Style(PURPLE, "D"),
