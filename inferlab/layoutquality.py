@@ -44,7 +44,7 @@ class Depth:
 # Rates found by trying a few on SmolLM2-135M: averaged heads have to move far, chosen directions
 # would only be lost at that rate.
 DEEP = Depth(
-    (384, 256, 192, 128, 64), 20_480, 16_384, 4096, None, 64, 512,
+    (384, 256, 192, 128, 64), 20_480, 16_384, 4096, 200, 32, 512,
     (("mqa", 1e-2), ("latent-128", 1e-3)),
 )  # fmt: skip
 # What a notebook takes, so that it ends while one watches.
