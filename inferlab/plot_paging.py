@@ -28,14 +28,15 @@ def waste_by_block(
     """
     if not waste:
         raise UserError("a figure of waste needs at least one mix of lengths")
-    for (mix, values), marker in zip(waste.items(), "oDs^", strict=False):
+    looks = zip(waste.items(), "oDs^", ("bottom", "top") * 2, strict=False)
+    for (mix, values), marker, side in looks:
         color = style_of("paged").color
         ax.plot(list(values), list(values.values()), marker=marker, color=color, mec="white",
                 ls=":", label=f"paged, {mix}")  # fmt: skip
         for policy, value in reserved[mix].items():
             style = style_of(policy)
             ax.plot(max(values) * 2, value, marker=marker, color=style.color, mec="white", ls="")
-            ax.annotate(policy, (max(values) * 2, value), xytext=(8, 0), va="center",
+            ax.annotate(f"{policy}, {mix}", (max(values) * 2, value), xytext=(8, 0), va=side,
                         textcoords="offset points", fontsize=10, color=INK)  # fmt: skip
     ax.plot(list(by_hand), list(by_hand.values()), "--", lw=1.3, color=QUIET, label="half a block")
     sizes = list(next(iter(waste.values())))
@@ -61,9 +62,10 @@ def by_policy(ax: Axes, values: Mapping[str, Estimate], predicted: Mapping[str, 
             ax.errorbar(place, found.value, yerr=ends, color=INK, capsize=0)
         ax.plot([place - 0.38, place + 0.38], [predicted[policy]] * 2, "--", lw=1.5, color=INK,
                 label="prediction" if not place else None)  # fmt: skip
-    ax.set(ylabel=label, ylim=(0, None))
+    highest = max([*predicted.values(), *(found.value for found in values.values())])
+    ax.set(ylabel=label, ylim=(0, 1.3 * highest))  # room for the legend
     ax.set_xticks(range(len(values)), list(values))
-    ax.legend()
+    ax.legend(loc="upper left")
 
 
 def price_by_block(ax: Axes, rows: Sequence[Mapping]) -> None:
