@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -168,9 +169,15 @@ def export_step(decoder: Decoder, path: Path, folds: bool = False) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter tells its progress on stdout and warns about its own internals."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        yield
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def main() -> int:
