@@ -27,7 +27,7 @@ WORKING_SETS = {
 }
 CACHED_NUMBERS = {"cpu": 1 << 17, "cuda": 1 << 26}  # in reach of the vector units
 ODD_ROWS = 331  # of the products of the probe: no size of a lab
-TINY = 16
+TINY, PRODUCTS = 17, 4
 REPEATS, SAMPLE_S = 5, 0.003
 
 
@@ -50,7 +50,7 @@ def measure_rates(dtype: str, device: str, head_dim: int, compiles: bool = True)
             numbers_per_s=numbers / _seconds(lambda: x * y, device),
             exponentials_per_s=numbers / _seconds(x.exp, device),
             flops_per_s=product,
-            launch_s=_launches(dtype, device, compiles),
+            launch_s=_launches(dtype, device, head_dim, compiles),
             overlaps=kind == "cuda",
         )
 
@@ -66,12 +66,13 @@ def _read_rate(working_set_bytes: int, device: str) -> float:
     return max(read_bandwidth(working_set_bytes, device, repeats=REPEATS, min_sample_s=SAMPLE_S))
 
 
-def _launches(dtype: str, device: str, compiles: bool) -> dict[str, float]:
+def _launches(dtype: str, device: str, head_dim: int, compiles: bool) -> dict[str, float]:
     """Seconds of a call on a few numbers, by how it is started."""
     x = torch.ones(3, TINY, dtype=getattr(torch, dtype), device=device)
-    square = x[None, :, :3]
+    # A batch of products that are small, yet large enough for the library to take them over.
+    left, right = (x.new_ones(PRODUCTS, *sides) for sides in ((TINY, head_dim), (head_dim, TINY)))
     costs = launch_costs(dtype, device)
-    found = {"eager": costs.operator_s, "product": _seconds(lambda: square @ square, device)}
+    found = {"eager": costs.operator_s, "product": _seconds(lambda: left @ right, device)}
     if compiles:
         inputs = {"x": x, "y": x.clone(), "z": x.clone()}
         compiled = Compiler()(_three_inputs, inputs, size=3)
