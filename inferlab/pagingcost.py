@@ -125,15 +125,16 @@ def table_ratio(config: ModelConfig, dtype: str, block_size: int) -> float:
     return 1 + 4 / block_bytes
 
 
-def price_rows(record: Record, metric: str) -> list[dict]:
+def price_rows(record: Record, metric: str, cache: str = "paged") -> list[dict]:
     """What each paged case of `metric` takes over the dense one of its block, model and shape.
 
     Rows with block_size, batch_size, context_len, phase, model, the ratio as an Estimate and the
-    predicted one: of bytes for attention alone, of seconds for whole steps.
+    predicted one: of bytes for attention alone, of seconds for whole steps. `cache` "gathered":
+    of those cases that have a gather in front though a kernel could follow the table.
     """
     shape = ("phase", "model", "batch_size", "context_len")
     rows = []
-    for name in record.cases(cache="paged"):
+    for name in record.cases(cache=cache):
         info = record.manifest.cases[name]
         if metric not in record.metrics(name):
             continue
