@@ -28,6 +28,11 @@ def size_name(operation: str) -> str:
     return SIZES.get(operation, "rows")
 
 
+def block_of(operation: str) -> str:
+    """Block of the lab that sweeps an operation's sizes."""
+    return {"prefill_attention": "prefill", "decode_attention": "decode"}.get(operation, "rows")
+
+
 def cases_of(record: Record, operation: str, variant: str, block: str | None = None) -> list[str]:
     """Cases of one variant by size; `block` limits them to one block of the lab."""
     cases = record.manifest.cases
@@ -108,7 +113,7 @@ def shares(record: Record, operation: str, variants: tuple[str, ...]) -> pd.Data
     """Share of the measured bandwidth by size, with the bytes that must move."""
     rows = []
     for variant in variants:
-        for case in cases_of(record, operation, variant):
+        for case in cases_of(record, operation, variant, block_of(operation)):
             if "bandwidth_share_ratio" not in record.metrics(case):
                 continue
             info, share = (

@@ -72,6 +72,9 @@ def test_shares_carry_their_bytes():
     found = kerneltables.shares(record(TIMES), "add_rms_norm", ("compile",))
     assert list(found["least_bytes"]) == [8.0, 800.0] and set(found["median"]) == {0.5}
     assert not found["flushed"].any()
+    other = record(TIMES, block="widths")  # other dtypes, measured for another question
+    assert kerneltables.shares(other, "add_rms_norm", ("compile",)).empty
+    assert kerneltables.block_of("decode_attention") == "decode"
 
 
 def test_names_of_sizes():
