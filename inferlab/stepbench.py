@@ -119,16 +119,11 @@ def open_rungs(
     return opened
 
 
-def count_rung(rung: Rung, backend: Backend, shape: bench.Shape) -> StepCounts:
-    """`count_step` of a rung that will run `shape`; short prompts do where nothing is compiled."""
-    return count_step(backend, shape if rung.step != "eager" else COUNTED_SHAPE)
-
-
-def count_step(backend: Backend, shape: bench.Shape) -> StepCounts:
+def count_step(backend: Backend, shape: bench.Shape = COUNTED_SHAPE) -> StepCounts:
     """Operators and GPU kernels of one step, from the difference between two runs.
 
-    Both fill a cache of the capacity that `shape` needs, so that a step compiled for it is the one
-    that is counted. The runs differ in one step and one token of the prompt.
+    They differ in one step and one token of the prompt, and fill caches of one capacity. How long
+    the text is does not matter: a compiled step serves every length.
     """
     device = str(getattr(backend, "device", "cpu"))
     total = shape.prompt_len + shape.output_len

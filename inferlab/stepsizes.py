@@ -7,6 +7,7 @@ Chapter: chapters/27_graphs.md    Lab: labs/27_graphs.ipynb
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 
 from inferlab import bench, roofline, stepcost
 from inferlab.backends.torch import TorchBackend
-from inferlab.calibration import quick_ceilings
+from inferlab.calibration import weight_bandwidth
 from inferlab.decoding.steps import make_stepper
 from inferlab.hardware.probes import synchronize
 from inferlab.launchprobes import LaunchCosts
@@ -25,6 +26,7 @@ from inferlab.models.cost import decode_cost
 from inferlab.models.decoder import Decoder
 from inferlab.models.load import load_decoder
 from inferlab.recorder import Case
+from inferlab.roofline import Ceilings
 from inferlab.stepbench import Rung, count_step, host_s
 
 
@@ -53,11 +55,12 @@ def size_case(
     context_len: int,
     steps: int,
     costs: LaunchCosts,
+    limits: Ceilings,
 ) -> Case:
     """Steps of a model of this size, random weights: made, warmed up and counted here.
 
-    The bandwidth of its prediction is that of a working set of its own size: a small model lies in
-    the caches.
+    Of `limits` its prediction takes the arithmetic; the bandwidth is that of a working set of its
+    own size, since a small model lies in the caches.
     """
     decoder = load_decoder(config, dtype, device, "random", pack=rung.pack)
     stepper = make_stepper(decoder, rung.step)
@@ -74,8 +77,8 @@ def size_case(
 
     run()
     shape = bench.Shape(1, context_len, steps)
-    counts = count_step(TorchBackend(stepper, rung.cache, weights="random"), shape)
-    limits = quick_ceilings(config, dtype, device)
+    counts = count_step(TorchBackend(stepper, rung.cache, weights="random"))
+    limits = dataclasses.replace(limits, read_bytes_per_s=weight_bandwidth(config, dtype, device))
     cost = decode_cost(config, dtype, 1, shape.mean_context_len)
     host = host_s(rung, counts, costs)
     overlaps = torch.device(device).type == "cuda"

@@ -9,7 +9,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from tiny_models import tiny  # noqa: E402
 
-from inferlab import bench, launchprobes, stepbench, stepsizes  # noqa: E402
+from inferlab import launchprobes, stepbench, stepsizes  # noqa: E402
+from inferlab.roofline import Ceilings  # noqa: E402
 from inferlab.workload import unequal_batch  # noqa: E402
 
 pytestmark = [
@@ -19,7 +20,7 @@ pytestmark = [
 
 SHAPE = tiny("tiny-gpu-ladder", hidden_size=128, intermediate_size=256, num_q_heads=2,
              num_kv_heads=1, head_dim=64, vocab_size=256, max_context_len=256)  # fmt: skip
-WORK = bench.Shape(1, 20, 8)
+LIMITS = Ceilings(1e12, 1e15)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,8 @@ def test_every_rung_writes_the_tokens_of_hf(backends):
     )
 
 
-def test_kernels_are_counted_and_fused_ones_are_fewer(backends, ladder):
-    counts = {name: stepbench.count_rung(ladder[name], b, WORK) for name, b in backends.items()}
+def test_kernels_are_counted_and_fused_ones_are_fewer(backends):
+    counts = {name: stepbench.count_step(b) for name, b in backends.items()}
     assert all(one.kernels > SHAPE.num_layers for one in counts.values())
     assert counts["compile"].kernels < counts["fixed"].kernels
     if "kernels-graph" in counts:
@@ -56,5 +57,5 @@ def test_launches_in_a_graph_cost_less_than_from_the_host():
 def test_a_size_is_timed_eagerly_and_replayed(ladder):
     costs = launchprobes.launch_costs("float32", "cuda")
     for name in ("fixed", "graph"):
-        case = stepsizes.size_case(SHAPE, "float32", "cuda", ladder[name], 16, 8, costs)
+        case = stepsizes.size_case(SHAPE, "float32", "cuda", ladder[name], 16, 8, costs, LIMITS)
         assert case.run()["step_s"] > 0 and case.params["kernels"] > 0
