@@ -35,7 +35,7 @@ from inferlab.workload import Workload, uniform_batch
 
 HF = "hf"
 REORDERED = 2  # times that oneDNN moves a plain bfloat16 weight when it re-orders it at each call
-COUNTED_STEPS = 4  # of the longer of two runs whose operators are counted
+COUNTED_STEPS = 2  # of the longer of two runs whose operators are counted
 COUNTED_SHAPE = bench.Shape(1, 8, COUNTED_STEPS)
 REPLAYED = ("compile", "max-autotune", "graph", "kernels-graph")  # of a GPU: started as one graph
 
@@ -112,9 +112,10 @@ def open_rungs(
             if fits:
                 opened[name] = hf_backend.load(config, dtype, device, weights)
             continue
-        if rung.pack not in decoders:
-            decoders[rung.pack] = load_decoder(config, dtype, device, weights, pack=rung.pack)
-        stepper = make_stepper(decoders[rung.pack], rung.step)
+        packs = rung.pack and can_pack(torch_dtype(dtype))
+        if packs not in decoders:
+            decoders[packs] = load_decoder(config, dtype, device, weights, pack=packs)
+        stepper = make_stepper(decoders[packs], rung.step)
         opened[name] = TorchBackend(stepper, rung.cache, weights=weights)
     return opened
 
