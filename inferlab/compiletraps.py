@@ -2,7 +2,8 @@
 
 The same step, compiled with the right settings and with each of them undone: weights left as they
 are (re-ordered at each product), a cache that is one tensor for all layers (copied whole at each
-write), shapes that grow with the text. On a model with few layers, which compiles in seconds.
+write), shapes that grow with the text, attention that the compiler cannot see into. On a model with
+few layers, which compiles in seconds.
 Chapter: chapters/27_graphs.md    Lab: labs/27_graphs.ipynb
 """
 
@@ -40,18 +41,20 @@ class Setting:
     freezes: bool = True
     stacked: bool = False
     grows: bool = False
+    fusible: bool = True  # attention in operations that the compiler can fuse
     mode: str = "default"
 
 
 SETTINGS = {
     one.name: one
     for one in (
-        Setting("eager", "plain weights, operation by operation", eager=True),
+        Setting("eager", "plain weights, operation by operation", eager=True, fusible=False),
         Setting("right", "frozen weights, a tensor a layer, fixed shapes"),
         Setting("plain weights", "no freezing: weights re-ordered at each product", freezes=False),
         Setting("stacked cache", "one tensor for all layers: copied at each write", stacked=True),
         # Freezing fails on shapes that grow, so this one is compared with plain weights.
         Setting("growing shapes", "the cache's length a symbol", freezes=False, grows=True),
+        Setting("kernel attention", "attention by PyTorch's own kernel", fusible=False),
         Setting("max-autotune", "products searched for", mode="max-autotune-no-cudagraphs"),
     )
 }
@@ -95,6 +98,7 @@ class TrapStep:
         self.setting = SETTINGS[setting]
         self.decoder, self.capacity = decoder, capacity
         self.compile_s = 0.0
+        self._fusible = self.setting.fusible and decoder.device.type == "cpu"
         decoder.reserve(decoder.config.max_context_len)
         self._stores = make_stores(decoder, capacity, self.setting.stacked)
         self._token = torch.ones(1, 1, dtype=torch.int64, device=decoder.device)
@@ -114,7 +118,7 @@ class TrapStep:
                 self.setting.freezes and self.decoder.device.type == "cpu"
             )
             with torch.no_grad():
-                logits = self._compiled()(self.decoder, self._token, place, *views)
+                logits = self._compiled()(self.decoder, self._token, place, *views, self._fusible)
         finally:
             torch._inductor.config.freezing = freezing
         if is_new and not self.setting.eager:
