@@ -19,7 +19,7 @@ from inferlab.backends import hf as hf_backend
 from inferlab.backends.base import Backend
 from inferlab.backends.torch import TorchBackend
 from inferlab.cachecost import step_cost
-from inferlab.calibration import quick_ceilings
+from inferlab.calibration import quick_ceilings, reading_s
 from inferlab.decoding.steps import make_stepper
 from inferlab.errors import UserError
 from inferlab.launchprobes import LaunchCosts, StepCounts
@@ -197,7 +197,7 @@ def ladder_case(
         "floor_s": floor,
         "host_s": host,
     }
-    return Case(_answer_run(backend, work, least, limits, reference), params, predicted)
+    return Case(_answer_run(backend, work, least.bytes, device, reference), params, predicted)
 
 
 def workload_of(config: ModelConfig, shape: bench.Shape, seed: int = 0) -> Workload:
@@ -210,14 +210,15 @@ def workload_of(config: ModelConfig, shape: bench.Shape, seed: int = 0) -> Workl
 def _answer_run(
     backend: Backend,
     work: Workload,
-    cost: StepCost,
-    limits: roofline.Ceilings,
+    read_bytes: float,
+    device: str,
     reference: Sequence[list[int]] | None,
 ) -> Run:
     def run() -> dict[str, float]:
         found = backend.run(work)
         metrics = bench.trace_metrics(found.trace)
-        metrics["mbu_ratio"] = roofline.mbu_ratio(cost, metrics["tpot_s"], limits)
+        metrics["floor_s"] = reading_s(int(read_bytes), device)
+        metrics["mbu_ratio"] = metrics["floor_s"] / metrics["tpot_s"]
         # Other load only ever adds time: orderings are judged on the fastest step.
         metrics["fastest_step_s"] = min(gap for r in found.trace.requests for gap in itl_s(r))
         if reference is not None:

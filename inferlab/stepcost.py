@@ -117,11 +117,21 @@ def breakeven(
     return Estimate(value, low, high, saved.n)
 
 
+def floor_s(record: Record, case: str) -> float:
+    """Median of the floor that was measured beside the case; the predicted one where none was."""
+    if "floor_s" in record.metrics(case):
+        return record.estimate(case, "floor_s").value
+    return record.manifest.cases[case].predicted["floor_s"]
+
+
 def floor_share(
     record: Record, case: str, metric: str = "tpot_s", floor: str = "floor_s"
 ) -> Estimate:
-    """The case's stated floor over its measured time: 1 is a perfect step."""
-    return median_interval(_floor(record, case, floor) / record.values(case, metric))
+    """The case's floor over its measured time, by round: 1 is a perfect step.
+
+    The floor that was measured beside each step; the predicted one where none was.
+    """
+    return median_interval(_shares(record, case, metric, floor))
 
 
 def measured_turning_bytes(
@@ -129,16 +139,17 @@ def measured_turning_bytes(
 ) -> Estimate:
     """Bytes read a step at which the floor is `share` of the measured time, by round.
 
-    Cases state `read_bytes` as a parameter and `floor_s` as predicted. Interpolated on a
-    logarithmic axis between the two sizes around the crossing; at the largest size when no size
+    Cases state `read_bytes` as a parameter, and `floor_s` was measured or is predicted. Interpolated
+    on a logarithmic axis between the two sizes around the crossing; at the largest size when no size
     reaches the share, at the smallest when all do.
     """
     if len(cases) < 2:
         raise UserError("a turning point needs at least two sizes")
     order = sorted(cases, key=lambda case: record.manifest.cases[case].params["read_bytes"])
     sizes = np.array([record.manifest.cases[case].params["read_bytes"] for case in order])
-    floors = np.array([[_floor(record, case, "floor_s")] for case in order])
-    shares = floors / _by_round(record, order, metric)  # [cases, rounds]
+    found = [_shares(record, case, metric, "floor_s") for case in order]
+    rounds = min(map(len, found))
+    shares = np.array([values[:rounds] for values in found])  # [cases, rounds]
     return median_interval([_crossing(sizes, column, share) for column in shares.T])
 
 
@@ -160,11 +171,15 @@ def _crossing(sizes: np.ndarray, shares: np.ndarray, share: float) -> float:
     return float(np.exp(low + part * (high - low)))
 
 
-def _floor(record: Record, case: str, name: str) -> float:
+def _shares(record: Record, case: str, metric: str, floor: str) -> np.ndarray:
+    """[rounds] floor over measured time; the floor as measured beside it, else as predicted."""
+    times = record.values(case, metric)
+    if floor in record.metrics(case):
+        return record.values(case, floor)[: len(times)] / times
     predicted = record.manifest.cases[case].predicted
-    if name not in predicted:
-        raise UserError(f"case {case} states no {name}: name a case of the ladder or the sweep")
-    return predicted[name]
+    if floor not in predicted:
+        raise UserError(f"case {case} states no {floor}: name a case of the ladder or the sweep")
+    return predicted[floor] / times
 
 
 def _by_round(record: Record, cases: Sequence[str], metric: str) -> np.ndarray:

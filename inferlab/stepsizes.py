@@ -17,7 +17,7 @@ import torch
 
 from inferlab import bench, roofline, stepcost
 from inferlab.backends.torch import TorchBackend
-from inferlab.calibration import weight_bandwidth
+from inferlab.calibration import reading_s, weight_bandwidth
 from inferlab.decoding.steps import make_stepper
 from inferlab.hardware.probes import synchronize
 from inferlab.launchprobes import LaunchCosts
@@ -73,13 +73,17 @@ def size_case(
         with torch.inference_mode():
             stepper(prompt, cache, positions)
         seconds = step_seconds(stepper, decoder, cache, context_len, steps)
-        return {"step_s": statistics.median(seconds), "fastest_step_s": min(seconds)}
+        return {
+            "step_s": statistics.median(seconds),
+            "fastest_step_s": min(seconds),
+            "floor_s": reading_s(int(cost.bytes), device),
+        }
 
-    run()
     shape = bench.Shape(1, context_len, steps)
+    cost = decode_cost(config, dtype, 1, shape.mean_context_len)
+    run()
     counts = count_step(TorchBackend(stepper, rung.cache, weights="random"))
     limits = dataclasses.replace(limits, read_bytes_per_s=weight_bandwidth(config, dtype, device))
-    cost = decode_cost(config, dtype, 1, shape.mean_context_len)
     host = host_s(rung, counts, costs)
     overlaps = torch.device(device).type == "cuda"
     params = {

@@ -133,9 +133,8 @@ def test_a_case_of_the_ladder_states_floor_and_host_time(backends, ladder):
     assert case.predicted["tpot_s"] == pytest.approx(expected)
     values = case.run()
     assert 0 < values["fastest_step_s"] <= values["tpot_s"] * 1.01
-    assert values["mbu_ratio"] == pytest.approx(
-        case.predicted["floor_s"] / values["tpot_s"], rel=0.2
-    )
+    assert 0 < values["floor_s"] < 1
+    assert values["mbu_ratio"] == pytest.approx(values["floor_s"] / values["tpot_s"])
     assert values["equal_ratio"] == 1
     assert case.params["before"] == "growing" and case.params["operators"] == 100
 
