@@ -117,7 +117,7 @@ def breakeven(
     return Estimate(value, low, high, saved.n)
 
 
-def floor_s(record: Record, case: str) -> float:
+def measured_floor_s(record: Record, case: str) -> float:
     """Median of the floor that was measured beside the case; the predicted one where none was."""
     if "floor_s" in record.metrics(case):
         return record.estimate(case, "floor_s").value
@@ -139,9 +139,9 @@ def measured_turning_bytes(
 ) -> Estimate:
     """Bytes read a step at which the floor is `share` of the measured time, by round.
 
-    Cases state `read_bytes` as a parameter, and `floor_s` was measured or is predicted. Interpolated
-    on a logarithmic axis between the two sizes around the crossing; at the largest size when no size
-    reaches the share, at the smallest when all do.
+    Cases state `read_bytes` as a parameter, and `floor_s` was measured or is predicted.
+    Interpolated on a logarithmic axis between the two sizes around the crossing; at the largest
+    size when no size reaches the share, at the smallest when all do.
     """
     if len(cases) < 2:
         raise UserError("a turning point needs at least two sizes")

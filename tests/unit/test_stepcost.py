@@ -131,9 +131,9 @@ def test_share_of_the_floor_needs_a_floor():
 
 def test_a_floor_that_was_measured_counts_before_the_predicted_one():
     record = record_of({"a": 0.002}, rounds=1)
-    predicted = stepcost.floor_s(record, "a")
+    predicted = stepcost.measured_floor_s(record, "a")
     rows = record.samples[record.samples["metric"] == "step_s"].assign(metric="floor_s", value=5e-4)
     both = dataclasses.replace(record, samples=pd.concat([record.samples, rows]))
     assert predicted == record.manifest.cases["a"].predicted["floor_s"] != 5e-4
-    assert stepcost.floor_s(both, "a") == pytest.approx(5e-4)
+    assert stepcost.measured_floor_s(both, "a") == pytest.approx(5e-4)
     assert stepcost.floor_share(both, "a", "step_s").value == pytest.approx(0.25)
