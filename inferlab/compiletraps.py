@@ -15,6 +15,7 @@ import shutil
 import statistics
 import tempfile
 import time
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -127,13 +128,23 @@ class TrapStep:
 
     def _compiled(self) -> Callable:
         if self._call is None:
-            torch._dynamo.reset()
-            self._call = decode_step
+            self._call = own_code(decode_step)
             if not self.setting.eager:
                 self._call = torch.compile(
-                    decode_step, fullgraph=True, dynamic=self.setting.grows, mode=self.setting.mode
+                    self._call, fullgraph=True, dynamic=self.setting.grows, mode=self.setting.mode
                 )
         return self._call
+
+
+def own_code(function: Callable) -> Callable:
+    """`function` with a code object of its own.
+
+    What was compiled is kept by code object and found by shapes and mode: without this, the step
+    that was compiled for one setting would answer for another.
+    """
+    return types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__
+    )
 
 
 def trap_case(step: TrapStep, context_len: int, steps: int) -> Case:
