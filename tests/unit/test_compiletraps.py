@@ -89,3 +89,10 @@ def test_a_cold_compiler_has_an_empty_folder(monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
     folder = compiletraps.cold_compiler()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == folder and not os.listdir(folder)
+
+
+def test_settings_do_not_answer_for_each_other(decoder):
+    steps = [compiletraps.TrapStep(decoder, "eager", 16) for _ in range(2)]
+    first, second = (step._compiled() for step in steps)
+    assert first.__code__ is not second.__code__
+    assert torch.equal(steps[0](3), steps[1](3))
