@@ -20,7 +20,7 @@ from inferlab.errors import UserError
 NEEDED = ("torch", "transformers", "safetensors", "numpy", "pandas", "pyarrow", "pydantic")
 FOR_THE_BOOK = ("jupyter-book", "nbval", "nbclient")
 # Other people's low-bit kernels: without them those cases are skipped.
-PEERS = ("torchao", "onnxruntime-gpu", "onnxruntime-genai-cuda", "onnx", "onnx-ir")
+PEERS = ("torchao", "onnxruntime-gpu", "onnxruntime-genai-cuda", "onnx", "onnx-ir", "onnxscript")
 DISK_BYTES = 3e9  # the model and its ONNX exports, records and the built book
 
 

@@ -42,7 +42,7 @@ NEEDED = ("pydantic", "pandera", "typer", "rich", "seaborn", "gguf", "nvidia-ml-
           "nbformat", "ipykernel", "nbval", "pytest", "pytest-timeout", "hypothesis",
           "pytest-xdist")  # fmt: skip
 PEERS = ("torchao",)  # as requirements.txt has them
-ONNX_PEERS = ("onnxruntime-gpu", "onnxruntime-genai-cuda", "onnx", "onnx-ir")
+ONNX_PEERS = ("onnxruntime-gpu", "onnxruntime-genai-cuda", "onnx", "onnx-ir", "onnxscript")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 

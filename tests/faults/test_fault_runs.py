@@ -38,7 +38,7 @@ def start(book):
 
 def stop(process):
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
 
 
 def resumed(book):
@@ -55,7 +55,7 @@ def test_ctrl_c_in_the_middle_of_run(book):
     book.lab(LONG)
     process = start(book)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to parent and lab
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert "finished samples are kept: run the same command again" in the_error(err)
     resumed(book)
@@ -65,7 +65,7 @@ def test_kill_9_in_the_middle_of_run(book):
     book.lab(LONG)
     process = start(book)
     process.kill()  # the parent alone: the lab must die with it and free the lock
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     resumed(book)
 
