@@ -15,13 +15,12 @@ import shutil
 import statistics
 import tempfile
 import time
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from inferlab.decoding.compiled import decode_step
+from inferlab.decoding.compiled import decode_step, own_code
 from inferlab.errors import UserError
 from inferlab.hardware.probes import synchronize
 from inferlab.models.decoder import Decoder
@@ -134,17 +133,6 @@ class TrapStep:
                     self._call, fullgraph=True, dynamic=self.setting.grows, mode=self.setting.mode
                 )
         return self._call
-
-
-def own_code(function: Callable) -> Callable:
-    """`function` with a code object of its own.
-
-    What was compiled is kept by code object and found by shapes and mode: without this, the step
-    that was compiled for one setting would answer for another.
-    """
-    return types.FunctionType(
-        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__
-    )
 
 
 def trap_case(step: TrapStep, context_len: int, steps: int) -> Case:

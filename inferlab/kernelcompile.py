@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import sys
 import time
-import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from inferlab.decoding.compiled import own_code
 from inferlab.kvcache.view import StoreView
 from inferlab.timing import is_out_of_memory
 
@@ -51,7 +51,7 @@ class Compiler:
         start = time.perf_counter()
         try:
             everything = True if size is None else None  # None: what is marked
-            compiled = torch.compile(_own_code(function), dynamic=everything, fullgraph=True)
+            compiled = torch.compile(own_code(function), dynamic=everything, fullgraph=True)
             with torch.inference_mode():
                 _mark(inputs.values(), size)
                 compiled(**inputs)
@@ -68,14 +68,6 @@ class Compiler:
             return None
         loops, vector_loops = (b - a for a, b in zip(counts, _loop_counts(), strict=True))
         return Compiled(compiled, time.perf_counter() - start, loops, vector_loops)
-
-
-def _own_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A copy of `function` with code of its own: the compiler's cache and limits go by code."""
-    return types.FunctionType(
-        function.__code__.replace(), function.__globals__, function.__name__,
-        function.__defaults__, function.__closure__,
-    )  # fmt: skip
 
 
 def _mark(values: Iterable[Any], size: int | None) -> None:

@@ -126,7 +126,7 @@ class CompiledStep:
         if batch not in self._compiled:
             what = f"packing the weights of {self.decoder.config.name} for a compiled step"
             check_host_memory(self.packed_bytes, what, self.decoder.device)
-            step = _own_code(self.decoder)
+            step = _step_of(self.decoder)
             self._codes.append(step.__code__)
             self._compiled[batch] = torch.compile(
                 step, fullgraph=True, dynamic=False, options=self._options
@@ -177,18 +177,26 @@ class CompiledStep:
         return self._views[width]
 
 
-def _own_code(decoder: Decoder) -> Callable[..., torch.Tensor]:
-    """`decode_step` of `decoder` with code of its own: what is compiled is kept, and counted
-    against the compiler's limit, by code object.
-    """
+def own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with a code object of its own.
 
+    What was compiled is kept by code object, found there by shapes and mode, and counted against
+    the compiler's limit: two uses of one function would answer for each other.
+    """
+    return types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__,
+        function.__defaults__, function.__closure__,
+    )  # fmt: skip
+
+
+def _step_of(decoder: Decoder) -> Callable[..., torch.Tensor]:
+    """`decode_step` of `decoder`, with code of its own."""
     fusible = decoder.device.type == "cpu"  # a GPU's attention kernel is worth its start
 
     def step(token_ids: torch.Tensor, positions: torch.Tensor, keys: Views, values: Views):
         return decode_step(decoder, token_ids, positions, keys, values, fusible)
 
-    code = step.__code__.replace()
-    return types.FunctionType(code, step.__globals__, step.__name__, None, step.__closure__)
+    return own_code(step)
 
 
 def _loaded() -> list[types.ModuleType]:

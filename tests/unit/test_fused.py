@@ -1,12 +1,9 @@
 """The fused kernels: in the interpreter, in a process of its own, and through the compiler."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from interpreter import check_interpreted
 
 pytest.importorskip("triton", reason="triton is not installed: `make env` installs it")
 INTERPRETED = ("interpreted_fused.py", "interpreted_decoder.py")
@@ -31,14 +28,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", INTERPRETED)
 def test_kernels_in_the_interpreter(name):
-    file = Path(__file__).with_name(name)
-    answer = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=file.parents[2], capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert "skipped" not in answer.stdout
+    check_interpreted(name)
 
 
 def compiled(function, capability, warps=4, types=None, **constants):

@@ -1,15 +1,12 @@
 """A paged cache must not change a token, whatever the lengths, the block size and the sharing."""
 
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpreter import check_interpreted
 from test_decoder import wide_weights
 from tiny_models import TINY
 
@@ -227,14 +224,7 @@ def test_bad_input_gets_one_line(wrong, error, words):
     assert cache.manager.num_free == 9
 
 
-def test_our_kernel_follows_the_tables_in_the_interpreter(tmp_path):
+def test_our_kernel_follows_the_tables_in_the_interpreter(tmp_path, monkeypatch):
     pytest.importorskip("triton", reason="triton is not installed: `make env` installs it")
-    interpreted = Path(__file__).with_name("interpreted_paged.py")
-    answer = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(interpreted)],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1",
-             "TRITON_CACHE_DIR": str(tmp_path)},
-        cwd=interpreted.parents[2], capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert "skipped" not in answer.stdout
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    check_interpreted("interpreted_paged.py")

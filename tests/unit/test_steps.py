@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interpreter import check_interpreted
 from tiny_models import QUANTIZABLE, TINY, tiny
 
 from inferlab.backends import load_backend
@@ -286,10 +287,4 @@ def test_a_step_over_the_bucketed_cache_is_what_is_compiled(decoder):
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 def test_steps_through_our_kernels_in_the_interpreter():
     """In a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
-    answer = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
-         str(Path(__file__).with_name("interpreted_steps.py"))],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+    check_interpreted("interpreted_steps.py")
