@@ -36,7 +36,7 @@ LAYERS: list[tuple[str, ...]] = [
         "kernelcost", "kernelspeed", "kernelwatch", "kernelops", "kernelcompile", "kernelprobes",
         "kernelcheck", "kernelbench", "kerneltables",
         "omission", "synchronization", "latency_tables", "measure", "doctor", "runner", "execute",
-        "report", "exercises", "pages", "cli", "__main__",
+        "report", "underload", "exercises", "pages", "cli", "__main__",
     ),
 ]  # fmt: skip
 # Figures know records and numbers, nothing that computes with tensors; only pages may use them.
@@ -55,7 +55,8 @@ WITHOUT_TORCH = {"models.config", "models.cost", "quant.formats", "roofline", "p
                  "report", "pages", "journal", "runner", "exercises", "cachecost",
                  "quantcost", "precisioncost", "layoutcost", "layouttables",
                  "pagingcost", "stepcost", "kernelcost", "kernelspeed",
-                 "kerneltables"}  # fmt: skip
+                 "kerneltables",
+                 "underload.leash", "underload.servers", "underload.peers"}  # fmt: skip
 MAY_IMPORT_TORCH = {"hardware.probes"}
 
 
