@@ -42,7 +42,7 @@ LAYERS: list[tuple[str, ...]] = [
 # Figures know records and numbers, nothing that computes with tensors; only pages may use them.
 SIDE = ("plot_style", "plots", "plot_latency", "plot_quant", "plot_precision", "plot_layouts",
         "plot_paging",
-        "plot_steps", "plot_kernels")
+        "plot_steps", "plot_kernels", "plot_underload")
 SIDE_MAY_USE = {"errors", "units", "stats", "records", "cited"}
 MAY_USE_SIDE = {"pages"}
 
@@ -56,7 +56,8 @@ WITHOUT_TORCH = {"models.config", "models.cost", "quant.formats", "roofline", "p
                  "quantcost", "precisioncost", "layoutcost", "layouttables",
                  "pagingcost", "stepcost", "kernelcost", "kernelspeed",
                  "kerneltables",
-                 "underload.leash", "underload.servers", "underload.peers"}  # fmt: skip
+                 "underload.leash", "underload.servers", "underload.peers",
+                 "underload.cost", "underload.emulate", "underload.tables", "plot_underload"}  # fmt: skip
 MAY_IMPORT_TORCH = {"hardware.probes"}
 
 
