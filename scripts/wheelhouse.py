@@ -40,7 +40,9 @@ PRESENT = ("torch", "triton", "transformers", "tokenizers", "safetensors", "hugg
 # What labs, records and their tests need there; the book itself is built elsewhere.
 NEEDED = ("pydantic", "pandera", "typer", "rich", "seaborn", "gguf", "nvidia-ml-py", "nbclient",
           "nbformat", "ipykernel", "nbval", "pytest", "pytest-timeout", "hypothesis",
-          "pytest-xdist")  # fmt: skip
+          "pytest-xdist",
+          "fastapi", "uvicorn", "httptools", "aiohttp", "prometheus-client",
+          "simpy")  # fmt: skip
 PEERS = ("torchao",)  # as requirements.txt has them
 ONNX_PEERS = ("onnxruntime-gpu", "onnxruntime-genai-cuda", "onnx", "onnx-ir", "onnxscript")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
