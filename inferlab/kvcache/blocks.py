@@ -9,7 +9,7 @@ Chapter: chapters/22_paged_attention.md    Lab: labs/22_paged_attention.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from inferlab.errors import MeasurementError, UserError
@@ -50,6 +50,10 @@ class BlockManager:
         """Blocks that nobody uses."""
         return len(self._free)
 
+    def __contains__(self, seq_id: Hashable) -> bool:
+        """Whether `seq_id` is known here, with blocks or none yet."""
+        return seq_id in self._sequences
+
     @property
     def seq_ids(self) -> tuple[Hashable, ...]:
         """The sequences that hold blocks, oldest first."""
@@ -67,9 +71,9 @@ class BlockManager:
         """The blocks of `seq_id` in order: position s lies in entry s // P at place s % P."""
         return tuple(self._of(seq_id).blocks)
 
-    def block_at(self, seq_id: Hashable, index: int) -> int:
-        """Entry `index` of the table of `seq_id`."""
-        return self._of(seq_id).blocks[index]
+    def live_table(self, seq_id: Hashable) -> Sequence[int]:
+        """The table of `seq_id` itself, which grows with it: another object after a `free`."""
+        return self._of(seq_id).blocks
 
     def users(self, block: int) -> int:
         """How many sequences have `block` in their tables."""
@@ -121,17 +125,27 @@ class BlockManager:
                 sequence.blocks.append(self._take())
         return copies
 
-    def fork(self, parent: Hashable, child: Hashable) -> tuple[int, ...]:
-        """A second sequence with the same contents in the same blocks; takes no block.
+    def fork(
+        self, parent: Hashable, child: Hashable, num_tokens: int | None = None
+    ) -> tuple[int, ...]:
+        """A second sequence with the same contents, or the first `num_tokens` of them, in the same
+        blocks; takes no block.
 
         Whoever appends first to a block that both hold gets the copy that `append` returns.
         """
         if child in self._sequences:
             raise UserError(f"sequence {_shown(child)} holds blocks already: fork to a new id")
         sequence = self._of(parent)
-        for block in sequence.blocks:
+        shared = sequence.num_tokens if num_tokens is None else _whole(num_tokens, "num_tokens")
+        if shared > sequence.num_tokens:
+            raise UserError(
+                f"sequence {_shown(parent)} holds {sequence.num_tokens} positions, not {shared}: "
+                "fork no more than it holds"
+            )
+        blocks = sequence.blocks[: self.blocks_for(shared)]
+        for block in blocks:
             self._users[block] += 1
-        self._sequences[child] = _Sequence(sequence.num_tokens, list(sequence.blocks))
+        self._sequences[child] = _Sequence(shared, blocks)
         return self.block_table(child)
 
     def free(self, seq_id: Hashable) -> None:

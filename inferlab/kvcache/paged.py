@@ -64,7 +64,8 @@ class PagedCache:
         self._lengths = torch.zeros(rows, dtype=torch.int32, device=self.device)
         self._slots = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self._heads = torch.arange(shape.num_kv_heads, device=self.device)[:, None]
-        self._listed: list[Hashable | None] = [None] * rows  # whose table a row holds
+        # Which sequence's table a row holds, as the manager's own object, and up to which position.
+        self._listed: list[tuple[Sequence[int] | None, int]] = [(None, 0)] * rows
         self.reset()
 
     @property
@@ -79,8 +80,8 @@ class PagedCache:
 
     def lengths(self) -> list[int]:
         """Positions of each selected sequence; 0 for one that is new."""
-        held = self.manager.seq_ids
-        return [self.manager.num_tokens(s) if s in held else 0 for s in self._selected]
+        manager = self.manager
+        return [manager.num_tokens(s) if s in manager else 0 for s in self._selected]
 
     def select(self, seq_ids: Sequence[Hashable]) -> None:
         """Make these sequences, new or known, the rows of the passes that follow."""
@@ -100,7 +101,6 @@ class PagedCache:
     def free(self, seq_id: Hashable) -> None:
         """Give the blocks of a sequence back."""
         self.manager.free(seq_id)
-        self._listed = [None if listed == seq_id else listed for listed in self._listed]
 
     def begin(self, positions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
         """Make room for T tokens a row, before the first layer; returns the mask for attention.
@@ -121,7 +121,7 @@ class PagedCache:
             self._slots[: len(held)] = self.view(0).slots(self._lengths[: len(held), None] - 1)
             self._new_slots = self._slots[: len(held)]
             self._padded = False
-            return self._decode_mask()
+            return self.decode_mask()
         columns = torch.arange(new, device=self.device)
         pads = torch.tensor([new - count for count in counts], device=self.device)[:, None]
         starts = torch.tensor(held, device=self.device)[:, None]
@@ -193,11 +193,29 @@ class PagedCache:
         used = self.manager.num_blocks - self.manager.num_free
         return self.num_bytes() // self.manager.num_blocks * used
 
+    def extend(self, counts: Sequence[int]) -> list[int]:
+        """Room for counts[i] >= 1 positions more of each selected sequence; where they begin.
+
+        What `begin` does for a pass of equal rows. OutOfBlocks or CacheTooSmall, nothing changed.
+        """
+        held = self.lengths()
+        self._grow(held, counts)
+        return held
+
+    def narrow(self, rows: int) -> None:
+        """From now on attend only to the first `rows` of the selected sequences."""
+        self._selected, self._ends = self._selected[:rows], self._ends[:rows]
+        self._width, self._chosen = self.manager.blocks_for(max(self._ends)), None
+
+    def host_table(self, row: int) -> np.ndarray:
+        """int32 [W]: the block numbers of a selected sequence, on the host."""
+        return self._host_tables[row]
+
     def _grow(self, held: Sequence[int], counts: Sequence[int]) -> None:
         """Blocks for `counts` positions more in each row; tables, lengths, copies of shared."""
         manager, ends = self.manager, [a + b for a, b in zip(held, counts, strict=True)]
         self.shape.check_room(max(ends), "paged")
-        new = [seq_id for seq_id in self._selected if seq_id not in manager.seq_ids]
+        new = [seq_id for seq_id in self._selected if seq_id not in manager]
         for seq_id in new:
             manager.allocate(seq_id, 0)
         try:
@@ -222,18 +240,20 @@ class PagedCache:
         """Bring the rows of the tables up to date: only entries that changed are sent."""
         changed = []
         for row, (seq_id, start, end) in enumerate(zip(self._selected, held, ends, strict=True)):
-            first = start // self.block_size if self._listed[row] == seq_id else 0
-            for column in range(first, self.manager.blocks_for(end)):
-                block = self.manager.block_at(seq_id, column)
-                if self._host_tables[row, column] != block:
-                    self._host_tables[row, column] = block
-                    changed.append((row, column, block))
-            self._listed[row] = seq_id
+            table = self.manager.live_table(seq_id)
+            listed, listed_end = self._listed[row]
+            # Full blocks that were listed have not changed; the one written next may have.
+            first = min(start, listed_end) // self.block_size if listed is table else 0
+            for column in range(first, len(table)):
+                if self._host_tables[row, column] != table[column]:
+                    self._host_tables[row, column] = table[column]
+                    changed.append((row, column, table[column]))
+            self._listed[row] = (table, end)
         if changed:
             found = torch.tensor(changed).T.to(self.device, non_blocking=True)
             self._tables.index_put_((found[0], found[1]), found[2].int())
 
-    def _decode_mask(self) -> torch.Tensor | None:
+    def decode_mask(self) -> torch.Tensor | None:
         """[B, 1, 1, S], 0 or -inf where a row ends before the longest; None where none does."""
         rows, longest = len(self._ends), max(self._ends)
         self._has_past = True

@@ -7,7 +7,7 @@ Chapter: chapters/20_kv_cache.md    Lab: labs/20_kv_cache.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -144,13 +144,18 @@ class Decoder(nn.Module):
         positions: torch.Tensor,
         mask: torch.Tensor | None = None,
         all_positions: bool = False,
+        rows: Sequence[int] | torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits of what follows [B, T] `token_ids`: [B, V] of the last, or [B, T, V] of all.
+
+        `rows` names columns of a single row, B = 1, whose logits are wanted: [len(rows), V].
 
         `positions` is [B, T], or [1, T] when all rows agree; none may exceed cache.length + T - 1.
         `mask` [B, 1, T, S] is only needed where rows are padded. The cache grows by T.
         """
         x = self.residual_stream(token_ids, cache, positions, mask)
+        if rows is not None:
+            return self.head(self.norm(x[0, rows]))
         return self.head(self.norm(x if all_positions else x[:, -1]))
 
     def final_hidden(self, token_ids: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ LAYERS: list[tuple[str, ...]] = [
     ),
     ("timing", "kernels", "kvcache", "quant"),
     ("models",),
-    ("roofline", "decoding", "quality", "compression"),
+    ("roofline", "decoding", "serving", "quality", "compression"),
     ("backends",),
     (
         "journal", "recorder", "calibration", "bench", "fitting", "cachecost", "cachebench",
@@ -50,7 +50,8 @@ ORDER = {name: (row, column) for row, names in enumerate(LAYERS)
          for column, name in enumerate(names)}  # fmt: skip
 TENSOR_LIBRARIES = {"torch", "transformers", "triton", "onnxruntime"}
 # Layer 1 and below, and these, must be importable without torch; probes time it on purpose.
-WITHOUT_TORCH = {"models.config", "models.cost", "quant.formats", "roofline", "plots", "plot_style",
+WITHOUT_TORCH = {"models.config", "models.cost", "quant.formats", "serving.sequence",
+                 "serving.scheduler", "roofline", "plots", "plot_style",
                  "plot_latency", "latency_tables", "omission",
                  "report", "pages", "journal", "runner", "exercises", "cachecost",
                  "quantcost", "precisioncost", "layoutcost", "layouttables",

@@ -1,0 +1,242 @@
+"""Which tokens of which requests go into the next step?
+
+Iteration-level scheduling (Yu et al., "Orca", OSDI 2022) over a store of blocks (Kwon et al.,
+"PagedAttention", SOSP 2023): requests enter and leave between any two steps, first come first
+served. It counts blocks and tokens and holds no tensor; whoever computes a step writes what the
+plan says into a cache over the same BlockManager, then calls `computed`.
+Chapter: chapters/41_continuous_batching.md    Lab: labs/41_continuous_batching.ipynb
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from inferlab.errors import MeasurementError, UserError
+from inferlab.serving.sequence import Sequence
+
+if TYPE_CHECKING:
+    from inferlab.kvcache.blocks import BlockManager
+    from inferlab.serving.prefixes import PrefixCache
+
+POLICIES = ("continuous", "static")
+
+
+class QueueFull(MeasurementError):
+    """As many requests wait as may; nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """`num_tokens` of the text of `seq` from position `start` on; `samples`: they end it."""
+
+    seq: Sequence
+    start: int
+    num_tokens: int
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What one forward pass reads (single tokens first), and who lost its blocks for it."""
+
+    segments: tuple[Segment, ...]
+    preempted: tuple[Sequence, ...] = ()
+
+
+class Scheduler:
+    """Plans steps for sequences that wait and run.
+
+    `max_num_seqs` run at a time and a step has at most `max_num_batched_tokens`. Prompts are read
+    in steps of their own while the running sequences stand still (`chunk_size` None), or at most
+    `chunk_size` tokens of them ride along with each decode step. A prompt enters when its text and
+    the next step of everybody fit the free blocks. When a running sequence cannot grow, parked
+    prefixes are given up first, then the last to enter loses its blocks: it goes back to the head
+    of the line and is read again. Policy "static" lets nobody in until the whole batch has
+    finished; who finishes early leaves its row empty.
+    """
+
+    def __init__(
+        self,
+        manager: BlockManager,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_len: int,
+        chunk_size: int | None = None,
+        policy: str = "continuous",
+        max_waiting: int | None = None,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
+        if policy not in POLICIES:
+            raise UserError(f"unknown policy {str(policy)[:40]!r}; known: {', '.join(POLICIES)}")
+        _check_least(max_num_seqs, "max_num_seqs", 1)
+        _check_least(max_num_batched_tokens, "max_num_batched_tokens", max_num_seqs)
+        _check_least(1 if chunk_size is None else chunk_size, "chunk_size", 1)
+        _check_least(0 if max_waiting is None else max_waiting, "max_waiting", 0)
+        self.manager = manager
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_len = max_len
+        self.chunk_size = chunk_size
+        self.policy = policy
+        self.max_waiting = max_waiting
+        self.prefixes = prefixes
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []  # by time of entry
+        self._known: dict[str, Sequence] = {}
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that have entered and not finished."""
+        return len(self.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences in line, preempted ones included."""
+        return len(self.waiting)
+
+    def add(self, seq: Sequence) -> None:
+        """Put a sequence at the end of the line.
+
+        UserError when its id is in use or it could never be served, QueueFull when too many wait.
+        """
+        needed, blocks = seq.max_positions, self.manager.blocks_for(seq.max_positions)
+        if seq.seq_id in self._known:
+            raise UserError(f"request {str(seq.seq_id)[:40]!r} is being served: give another id")
+        if needed > self.max_len:
+            raise UserError(
+                f"prompt and output take {needed} positions and {self.max_len} are the most: "
+                "shorten the prompt or ask for fewer tokens"
+            )
+        if blocks > self.manager.num_blocks:
+            raise UserError(
+                f"prompt and output take {blocks} blocks and the cache has "
+                f"{self.manager.num_blocks}: ask for fewer tokens or make the cache larger"
+            )
+        if self.max_waiting is not None and len(self.waiting) - self._rows() >= self.max_waiting:
+            raise QueueFull(f"{len(self.waiting)} requests wait already: try again later")
+        self._known[seq.seq_id] = seq
+        self.waiting.append(seq)
+
+    def cancel(self, seq_id: str) -> bool:
+        """End a sequence at once and take its blocks back; False when it is not being served."""
+        seq = self._known.get(seq_id)
+        if seq is not None:
+            self.finish(seq, "cancelled")
+        return seq is not None
+
+    def finish(self, seq: Sequence, reason: str) -> None:
+        """Take a sequence out, for one of FINISH_REASONS."""
+        del self._known[seq.seq_id]
+        if seq.state == "running":
+            self.running.remove(seq)
+            if self.prefixes is not None:
+                self.prefixes.park(seq)
+            self.manager.free(seq.seq_id)
+        else:
+            self.waiting.remove(seq)
+        seq.state, seq.finish_reason = "finished", reason
+
+    def computed(self, plan: StepPlan) -> None:
+        """Note that what `plan` says is in the cache now."""
+        for segment in plan.segments:
+            segment.seq.num_computed += segment.num_tokens
+            if self.prefixes is not None and segment.samples and segment.num_tokens > 1:
+                self.prefixes.park(segment.seq)
+
+    def schedule(self) -> StepPlan:
+        """The next step; without segments only when nothing waits or runs."""
+        if self.waiting:
+            self._admit()
+        preempted: list[Sequence] = []
+        segments: list[Segment] = []
+        while self.running and not segments:
+            if self.chunk_size is None:
+                segments = self._reads([], self.max_num_batched_tokens)
+            if not segments:
+                segments = self._decodes(preempted)
+                if self.chunk_size is not None:
+                    left = self.max_num_batched_tokens - len(segments)
+                    segments += self._reads(segments, min(left, self.chunk_size))
+            if not segments:  # nobody has room to begin
+                self._preempt(preempted)
+        return StepPlan(tuple(segments), tuple(preempted))
+
+    def _rows(self) -> int:
+        """How many may enter now as far as rows go."""
+        closed = self.policy == "static" and self.running
+        return 0 if closed else self.max_num_seqs - len(self.running)
+
+    def _admit(self) -> None:
+        """Let those in who have room, in order."""
+        promised = None
+        for _ in range(min(self._rows(), len(self.waiting))):
+            seq = self.waiting[0]
+            if promised is None:  # what those who run will take next
+                promised = sum(map(self._missing, self.running))
+            shared = 0 if self.prefixes is None else self.prefixes.take(seq)
+            if not shared:
+                self.manager.allocate(seq.seq_id, 0)
+            needed = self._missing(seq)
+            if not self._find_room(promised + needed):
+                self.manager.free(seq.seq_id)
+                return
+            promised += needed
+            seq.num_computed, seq.state = shared, "running"
+            self.running.append(self.waiting.popleft())
+
+    def _missing(self, seq: Sequence) -> int:
+        """Blocks that `seq` lacks for its text and one step more."""
+        wanted = min(seq.num_tokens + 1, seq.max_positions)
+        held = self.manager.num_tokens(seq.seq_id)
+        return self.manager.blocks_for(wanted) - self.manager.blocks_for(held)
+
+    def _decodes(self, preempted: list[Sequence]) -> list[Segment]:
+        """One token of everybody who has been read; the last to enter make room for the rest."""
+        while True:
+            seqs = [seq for seq in self.running if seq.is_decoding]
+            if len(seqs) <= self.manager.num_free:  # at most one block each: no need to count
+                break
+            if self._find_room(self.manager.blocks_to_append({seq.seq_id: 1 for seq in seqs})):
+                break
+            self._preempt(preempted)
+        return [Segment(seq, seq.num_computed, 1, True) for seq in seqs]
+
+    def _reads(self, planned: Seq[Segment], num_tokens: int) -> list[Segment]:
+        """As much of the unread texts as `num_tokens` and the blocks allow, in order of entry."""
+        found = []
+        growth = {segment.seq.seq_id: 1 for segment in planned}
+        for seq in self.running:
+            if num_tokens < 1 or seq.is_decoding:
+                continue
+            count = min(seq.num_tokens - seq.num_computed, num_tokens)
+            growth[seq.seq_id] = count
+            if not self._find_room(self.manager.blocks_to_append(growth)):
+                break
+            end = seq.num_computed + count
+            found.append(Segment(seq, seq.num_computed, count, end == seq.num_tokens))
+            num_tokens -= count
+        return found
+
+    def _find_room(self, num_blocks: int) -> bool:
+        """Whether so many blocks are free, parked prefixes given up if need be."""
+        if num_blocks > self.manager.num_free and self.prefixes is not None:
+            self.prefixes.give_up(num_blocks)
+        return num_blocks <= self.manager.num_free
+
+    def _preempt(self, preempted: list[Sequence]) -> None:
+        """The last to enter gives its blocks back and stands first in line."""
+        seq = self.running.pop()
+        self.manager.free(seq.seq_id)
+        if seq.num_computed:
+            preempted.append(seq)
+        seq.num_computed, seq.state = 0, "waiting"
+        self.waiting.appendleft(seq)
+
+
+def _check_least(value: int, name: str, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        shown = str(value)[:40]
+        raise UserError(f"{name} must be a whole number of at least {least}, not {shown!r}")
