@@ -15,6 +15,7 @@ import inferlab.claims.graphs  # noqa: F401  its predicates register themselves
 import inferlab.claims.layouts  # noqa: F401  its predicates register themselves
 import inferlab.claims.paging  # noqa: F401  its predicates register themselves
 import inferlab.claims.quant  # noqa: F401  its predicates register themselves
+import inferlab.claims.underload  # noqa: F401  its predicates register themselves
 from inferlab.claims.predicates import PREDICATES, Verdict
 from inferlab.datafile import DataError, load_yaml
 from inferlab.errors import UserError
