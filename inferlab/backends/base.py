@@ -27,6 +27,8 @@ BACKENDS = {
     "torch": "inferlab.backends.torch",
     "onnx": "inferlab.backends.onnx",
     "stall": "inferlab.backends.stall",
+    "http": "inferlab.backends.http",
+    "batched": "inferlab.backends.batched",
 }
 
 

@@ -24,7 +24,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("timing", "kernels", "kvcache", "quant"),
     ("models",),
     ("roofline", "decoding", "serving", "quality", "compression"),
-    ("backends",),
+    ("client", "backends"),
     (
         "journal", "recorder", "calibration", "bench", "fitting", "cachecost", "cachebench",
         "kernelfit", "stepprofile", "filledcache", "quantcost", "quantbench", "quantquality",

@@ -1,0 +1,76 @@
+"""What does a server behind a URL do with a workload, as seen by its client?
+
+A backend like the others, so that a server is measured by the same definitions as a model in this
+process; the client is `inferlab.client`. Where the client was not to be trusted, the run fails.
+Chapter: chapters/46_serving_under_load.md    Lab: labs/46_serving_under_load.ipynb
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from inferlab.backends.base import BackendRun
+from inferlab.client.drive import LoadRun, drive
+from inferlab.client.target import Target
+from inferlab.errors import MeasurementError, UserError
+from inferlab.models.config import ModelConfig, get_config
+from inferlab.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class HttpBackend:
+    """An OpenAI-compatible server; `concurrency` makes the loop closed.
+
+    `config` is None where the model is known to the server only; `dtype` is what the server is said
+    to compute in.
+    """
+
+    target: Target
+    concurrency: int | None = None
+    config: ModelConfig | None = None
+    dtype: str = "unknown"
+    is_strict: bool = True
+    name: str = "http"
+
+    def drive(self, workload: Workload, prompts: list[str] | None = None) -> LoadRun:
+        """The whole run with the client's verdict, whatever that says; `prompts` as in `drive`."""
+        return drive(self.target, workload, concurrency=self.concurrency, prompts=prompts)
+
+    def run(self, workload: Workload) -> BackendRun:
+        """Trace and token ids (empty where the server sends none).
+
+        Raises MeasurementError when the client was late or busy (unless `is_strict` is False), when
+        the run was interrupted, or when no request succeeded.
+        """
+        done = self.drive(workload)
+        if done.interrupted:
+            raise KeyboardInterrupt
+        requests = done.trace.requests
+        if not any(request.status == "ok" for request in requests):
+            raise MeasurementError(f"every request failed; the first: {requests[0].error}")
+        if self.is_strict and not done.verdict.valid:
+            raise MeasurementError(f"the run is void: {done.verdict.reasons[0]}")
+        return BackendRun(done.trace, done.token_ids)
+
+
+def load(
+    model: str | ModelConfig = "smollm2-135m",
+    dtype: str = "unknown",
+    device: str = "cpu",
+    url: str = "",
+    api: str = "completions",
+    concurrency: int | None = None,
+    served_model: str | None = None,
+    timeout_s: float = 600.0,
+    extensions: bool = True,
+    is_strict: bool = True,
+) -> HttpBackend:
+    """A server that is already running at `url`; `device` is its own business and changes nothing.
+
+    `served_model` is the model's name there, where it is not that of the preset.
+    """
+    if not url:
+        raise UserError("the http backend needs url=..., such as http://127.0.0.1:8000")
+    config = model if isinstance(model, ModelConfig) else get_config(model)
+    target = Target(url, served_model or config.name, api, timeout_s, extensions)
+    return HttpBackend(target, concurrency, config, dtype, is_strict)

@@ -1,0 +1,104 @@
+"""How does a request get a connection: one that is open and idle, or a new one?
+
+Chapter: chapters/46_serving_under_load.md    Lab: labs/46_serving_under_load.ipynb
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections import deque
+
+from inferlab.client.sockets import StampedSocket, TlsSocket, WallClock
+from inferlab.client.target import Target
+
+Connection = StampedSocket | TlsSocket
+
+
+class Connections:
+    """Connections to one server: kept open between requests, as the field's clients do."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, target: Target, clock: WallClock) -> None:
+        self.opened = 0
+        self._loop, self._target, self._clock = loop, target, clock
+        self._idle: list[Connection] = []
+        self._addresses: list[tuple] = []
+        self._tls = ssl.create_default_context() if target.is_tls else None
+
+    async def find(self) -> None:
+        """Look up the server's addresses, once; OSError when there are none."""
+        self._addresses = await self._loop.getaddrinfo(
+            self._target.host, self._target.port, type=socket.SOCK_STREAM
+        )
+
+    def idle(self) -> Connection | None:
+        """An open connection that nobody uses, or None."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_open:
+                return connection
+        return None
+
+    async def open(self) -> Connection:
+        """A new connection; OSError when no address of the server takes it."""
+        error: OSError = ConnectionError("the server has no address")
+        for family, kind, protocol, _, address in self._addresses:
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.setblocking(False)
+                await self._loop.sock_connect(sock, address)
+                self.opened += 1
+                if self._tls is None:
+                    return StampedSocket(self._loop, sock, self._clock)
+                _, connection = await self._loop.create_connection(
+                    TlsSocket, sock=sock, ssl=self._tls, server_hostname=self._target.host
+                )
+                return connection
+            except OSError as refused:
+                sock.close()
+                error = refused
+            except BaseException:
+                sock.close()
+                raise
+        raise error
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep it for the next request; whatever comes meanwhile is nobody's."""
+        connection.receiver = None
+        if connection.is_open:
+            self._idle.append(connection)
+
+    def close(self) -> None:
+        """Close what is idle."""
+        for connection in self._idle:
+            connection.close()
+        self._idle.clear()
+
+
+class Inbox:
+    """Bytes that were read but not parsed: reading first keeps arrival times exact where the read
+    takes them, and parsing a few at a time keeps sends on time."""
+
+    A_TURN = 16
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._items: deque = deque()
+        self._is_due = False
+
+    def put(self, receive, arrived: float, data) -> None:
+        """Have `receive(arrived, data)` called soon, in the order of the puts."""
+        self._items.append((receive, arrived, data))
+        if not self._is_due:
+            self._is_due = True
+            self._loop.call_soon(self._parse_some)
+
+    def _parse_some(self) -> None:
+        items = self._items
+        for _ in range(min(len(items), self.A_TURN)):
+            receive, arrived, data = items.popleft()
+            receive(arrived, data)
+        self._is_due = bool(items)
+        if items:
+            self._loop.call_soon(self._parse_some)
