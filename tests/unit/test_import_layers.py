@@ -35,13 +35,14 @@ LAYERS: list[tuple[str, ...]] = [
         "layoutcost", "layoutbench", "layoutroom", "layoutquality", "layouttables",
         "kernelcost", "kernelspeed", "kernelwatch", "kernelops", "kernelcompile", "kernelprobes",
         "kernelcheck", "kernelbench", "kerneltables",
+        "batching",
         "omission", "synchronization", "latency_tables", "measure", "doctor", "runner", "execute",
         "report", "underload", "exercises", "pages", "cli", "__main__",
     ),
 ]  # fmt: skip
 # Figures know records and numbers, nothing that computes with tensors; only pages may use them.
 SIDE = ("plot_style", "plots", "plot_latency", "plot_quant", "plot_precision", "plot_layouts",
-        "plot_paging",
+        "plot_paging", "plot_batching",
         "plot_steps", "plot_kernels", "plot_underload")
 SIDE_MAY_USE = {"errors", "units", "stats", "records", "cited"}
 MAY_USE_SIDE = {"pages"}
@@ -55,6 +56,8 @@ WITHOUT_TORCH = {"models.config", "models.cost", "quant.formats", "serving.seque
                  "plot_latency", "latency_tables", "omission",
                  "report", "pages", "journal", "runner", "exercises", "cachecost",
                  "quantcost", "precisioncost", "layoutcost", "layouttables",
+                 "serving.batcher", "serving.waits", "batching.queueing", "batching.simulate",
+                 "batching.cost", "batching.tables", "plot_batching",
                  "pagingcost", "stepcost", "kernelcost", "kernelspeed",
                  "kerneltables",
                  "underload.leash", "underload.servers", "underload.peers",
