@@ -20,6 +20,7 @@ from inferlab.kvcache import CacheShape, PagedCache
 from inferlab.kvcache.packed import PackedPass
 from inferlab.kvcache.paged import BLOCK_SIZE
 from inferlab.models.decoder import Decoder
+from inferlab.serving.prefixes import PrefixCache
 from inferlab.serving.scheduler import Scheduler, Segment
 from inferlab.serving.sequence import Sequence
 
@@ -91,16 +92,23 @@ class Engine:
         shape = CacheShape(
             config.num_layers, max_num_seqs, config.num_kv_heads, max_len, config.head_dim
         )
-        self.decoder = decoder
+        if step not in STEPS:
+            raise UserError(f"unknown step {str(step)[:40]!r}; known: {', '.join(STEPS)}")
+        self.decoder = self._stepped = decoder
+        if step == "kernels":
+            from inferlab.models.fused import FusedDecoder
+
+            self._stepped = FusedDecoder(decoder)
         self.cache = PagedCache(shape, decoder.dtype, decoder.device, block_size, num_blocks)
+        manager = self.cache.manager
         self.scheduler = Scheduler(
-            self.cache.manager, max_num_seqs, max_num_batched_tokens, max_len, chunk_size, policy,
-            max_waiting,
+            manager, max_num_seqs, max_num_batched_tokens, max_len, chunk_size, policy, max_waiting,
+            PrefixCache(manager) if prefix_cache else None,
         )  # fmt: skip
         self._generators: dict[str, torch.Generator] = {}
         self._counts = dict.fromkeys(
-            ("num_preempted", "num_steps", "prompt_tokens", "computed_tokens", "cached_tokens",
-             "output_tokens", "last_batch_size", "last_num_tokens"), 0,
+            ("num_preempted", "num_steps", "prompt_tokens", "computed_tokens", "output_tokens",
+             "last_batch_size", "last_num_tokens"), 0,
         )  # fmt: skip
 
     @property
@@ -137,6 +145,11 @@ class Engine:
         self._generators.pop(seq_id, None)
         return self.scheduler.cancel(seq_id)
 
+    def forget_prefixes(self) -> None:
+        """Give the blocks of all parked prefixes back."""
+        if self.scheduler.prefixes is not None:
+            self.scheduler.prefixes.give_up(self.cache.manager.num_blocks + 1)
+
     @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
         """One forward pass over what is due; its tokens, of each request at most one.
@@ -168,6 +181,7 @@ class Engine:
             num_waiting=self.scheduler.num_waiting,
             num_free_blocks=manager.num_free,
             num_blocks=manager.num_blocks,
+            cached_tokens=self.scheduler.cached_tokens,
             **self._counts,
         )
 
@@ -178,7 +192,7 @@ class Engine:
             self.cache.select([segment.seq.seq_id for segment in segments])
             rows = [[s.seq.token_at(s.start) for s in segments], [s.start for s in segments]]
             token_ids, positions = torch.tensor(rows, device=device)[:, :, None]
-            logits = self.decoder(token_ids, self.cache, positions)
+            logits = self._stepped(token_ids, self.cache, positions)
             if all(segment.samples for segment in segments):
                 return logits
             return logits[[row for row, segment in enumerate(segments) if segment.samples]]

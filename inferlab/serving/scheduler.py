@@ -85,6 +85,7 @@ class Scheduler:
         self.prefixes = prefixes
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # by time of entry
+        self.cached_tokens = 0  # taken over from parked prefixes so far
         self._known: dict[str, Sequence] = {}
 
     @property
@@ -184,6 +185,7 @@ class Scheduler:
                 self.manager.free(seq.seq_id)
                 return
             promised += needed
+            self.cached_tokens += shared
             seq.num_computed, seq.state = shared, "running"
             self.running.append(self.waiting.popleft())
 
