@@ -14,7 +14,7 @@ import typer
 import typer.core
 
 import inferlab
-from inferlab.cli import doctor, measure, metrics, report, run, status
+from inferlab.cli import doctor, measure, metrics, report, run, serve, status
 from inferlab.cli.output import print_error
 from inferlab.errors import UserError
 
@@ -50,6 +50,7 @@ app.command("metrics")(metrics.metrics)
 app.command("run")(run.run)
 app.command("status")(status.status)
 app.command("report")(report.report)
+app.command("serve")(serve.serve)
 
 
 def _print_version(wanted: bool) -> None:

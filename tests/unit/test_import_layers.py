@@ -36,14 +36,26 @@ LAYERS: list[tuple[str, ...]] = [
         "kernelcost", "kernelspeed", "kernelwatch", "kernelops", "kernelcompile", "kernelprobes",
         "kernelcheck", "kernelbench", "kerneltables",
         "batching",
+        "server",
         "omission", "synchronization", "latency_tables", "measure", "doctor", "runner", "execute",
-        "report", "underload", "exercises", "pages", "cli", "__main__",
+        "report", "continuous", "underload", "exercises", "pages", "cli", "__main__",
     ),
 ]  # fmt: skip
 # Figures know records and numbers, nothing that computes with tensors; only pages may use them.
-SIDE = ("plot_style", "plots", "plot_latency", "plot_quant", "plot_precision", "plot_layouts",
-        "plot_paging", "plot_batching",
-        "plot_steps", "plot_kernels", "plot_underload")
+SIDE = (
+    "plot_style",
+    "plots",
+    "plot_latency",
+    "plot_quant",
+    "plot_precision",
+    "plot_layouts",
+    "plot_paging",
+    "plot_batching",
+    "plot_steps",
+    "plot_kernels",
+    "plot_continuous",
+    "plot_underload",
+)
 SIDE_MAY_USE = {"errors", "units", "stats", "records", "cited"}
 MAY_USE_SIDE = {"pages"}
 
@@ -59,7 +71,10 @@ WITHOUT_TORCH = {"models.config", "models.cost", "quant.formats", "serving.seque
                  "serving.batcher", "serving.waits", "batching.queueing", "batching.simulate",
                  "batching.cost", "batching.tables", "plot_batching",
                  "pagingcost", "stepcost", "kernelcost", "kernelspeed",
-                 "kerneltables",
+                 "server", "kerneltables",
+                 "continuous.setting", "continuous.mixes", "continuous.law", "continuous.cost",
+                 "continuous.emulate", "continuous.ladder", "continuous.tables",
+                 "continuous.tails", "plot_continuous",
                  "underload.leash", "underload.servers", "underload.peers",
                  "underload.cost", "underload.emulate", "underload.tables", "plot_underload"}  # fmt: skip
 MAY_IMPORT_TORCH = {"hardware.probes"}
