@@ -1,4 +1,4 @@
-"""What would show that a convenient benchmark hides what real traffic does? A predicate over lab 46.
+"""What would show that a convenient benchmark hides real traffic's tails? A predicate over lab 46.
 
 A case of the ladder has the parameters `phase` "tail", `family` (requests of one mean length),
 `traffic` (lengths and arrivals) and `is_convenient`; all of a family have one mean rate and mean

@@ -1,4 +1,4 @@
-"""The claim that a convenient benchmark hides what real traffic does: decided by tails, not means."""
+"""The claim that a convenient benchmark hides real traffic: decided by tails, not by means."""
 
 import pytest
 from record_examples import manifest, samples
