@@ -9,6 +9,7 @@ import asyncio
 import socket
 import ssl
 from collections import deque
+from contextlib import suppress
 
 from inferlab.client.sockets import StampedSocket, TlsSocket, WallClock
 from inferlab.client.target import Target
@@ -17,12 +18,18 @@ Connection = StampedSocket | TlsSocket
 
 
 class Connections:
-    """Connections to one server: kept open between requests, as the field's clients do."""
+    """Connections to one server: kept open between requests, as the field's clients do.
+
+    A connection is made ready before it is needed, so that a request is only bytes to write when it
+    is due; a request that finds none ready connects by itself, within its own time.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, target: Target, clock: WallClock) -> None:
         self.opened = 0
         self._loop, self._target, self._clock = loop, target, clock
         self._idle: list[Connection] = []
+        self._expected = 0  # requests that are soon due
+        self._opening: set[asyncio.Task] = set()
         self._addresses: list[tuple] = []
         self._tls = ssl.create_default_context() if target.is_tls else None
 
@@ -32,8 +39,17 @@ class Connections:
             self._target.host, self._target.port, type=socket.SOCK_STREAM
         )
 
+    def expect(self) -> None:
+        """A request is soon due: see that a connection is ready for it."""
+        self._expected += 1
+        if len(self._idle) + len(self._opening) < self._expected:
+            task = self._loop.create_task(self._open_idle())
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+
     def idle(self) -> Connection | None:
         """An open connection that nobody uses, or None."""
+        self._expected = max(0, self._expected - 1)
         while self._idle:
             connection = self._idle.pop()
             if connection.is_open:
@@ -69,8 +85,14 @@ class Connections:
         if connection.is_open:
             self._idle.append(connection)
 
+    async def _open_idle(self) -> None:
+        with suppress(OSError):  # the request that needs it will try again, and say why not
+            self._idle.append(await self.open())
+
     def close(self) -> None:
         """Close what is idle."""
+        for task in self._opening:
+            task.cancel()
         for connection in self._idle:
             connection.close()
         self._idle.clear()

@@ -25,7 +25,9 @@ from inferlab.trace import Trace
 from inferlab.workload import Workload
 
 MOST_EXAMPLES = 20
-START_S = 0.05  # from the start of the loop to time 0: the first request is as punctual as others
+# A connection is made ready this long before its request is due; time 0 is as far from the start,
+# so that the first request is as punctual as the others.
+READY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ class _Driver:
         self._target, self._workload, self._contents = target, workload, contents
         self._concurrency, self._duration_s = concurrency, duration_s
         self._flights: list[Flight] = []
+        self._expected = 0  # requests for which a connection was made ready
         self._ended = self._failed = 0
         self._is_stopped = False  # nothing more is sent
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -158,14 +161,16 @@ class _Driver:
         self._connections = Connections(loop, self._target, clock)
         self._inbox = Inbox(loop)
         await self._connections.find()
-        self._start = loop.time() + START_S
+        self._start = loop.time() + READY_S
         watch = Watch(loop, clock.resync)
         if self._duration_s is not None:
             loop.call_at(self._start + self._duration_s, self._stop)
         if self._concurrency is None:
+            loop.call_at(self._due(0) - READY_S, self._expect_due)
             loop.call_at(self._due(0), self._send_due)
         else:
             for _ in range(min(self._concurrency, self._workload.batch_size)):
+                self._connections.expect()
                 loop.call_at(self._start, self._send_next, self._start)
         with self._lock:
             self._loop = loop
@@ -182,6 +187,16 @@ class _Driver:
 
     def _due(self, index: int) -> float:
         return self._start + self._workload.requests[index].scheduled
+
+    def _expect_due(self) -> None:
+        """Open loop: have a connection ready for everything that is soon due."""
+        while not self._is_stopped and self._expected < self._workload.batch_size:
+            soon = self._due(self._expected) - READY_S
+            if soon > self._loop.time():
+                self._loop.call_at(soon, self._expect_due)
+                return
+            self._expected += 1
+            self._connections.expect()
 
     def _send_due(self) -> None:
         """Open loop: send everything that is due, and come back when the next is."""
