@@ -12,7 +12,7 @@ import csv
 import gzip
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,9 @@ from inferlab.paths import data_folder, shown_path
 NAMES = ("azure-conv", "azure-code")  # shipped in data/workloads/
 COLUMNS = ("ContextTokens", "GeneratedTokens")
 MAX_TRACE_BYTES = 1 << 28  # unpacked; the published traces take less than 1 MB
+MAX_CV = 5.0  # beyond it a table cannot hold the tail
 _TABLE_RANKS = np.linspace(0, 1, 101)
+_FINE_RANKS = 1001
 
 
 class Lengths(NamedTuple):
@@ -77,6 +79,29 @@ class LengthMix:
         outputs = _inverted(self.output_quantiles, norm.cdf(second), self.output_mean)
         return [Lengths(p, o) for p, o in zip(prompts, outputs, strict=True)]
 
+    def scaled(self, factor: float) -> LengthMix:
+        """The mix with all lengths times `factor`, at least 1 token; the name says so.
+
+        For models that cannot take the lengths of a service: the shape of the mix stays, what
+        depends on absolute lengths does not.
+        """
+        if not (math.isfinite(factor) and factor > 0):
+            raise UserError(f"the factor of lengths must be above 0, not {factor!r}")
+        if factor == 1:
+            return self
+
+        def scale(value: float | None) -> float | None:
+            return None if value is None else max(1.0, value * factor)
+
+        return replace(
+            self,
+            name=f"{self.name}, lengths x {factor:g}",
+            prompt_quantiles=tuple(map(scale, self.prompt_quantiles)),
+            output_quantiles=tuple(map(scale, self.output_quantiles)),
+            prompt_mean=scale(self.prompt_mean),
+            output_mean=scale(self.output_mean),
+        )
+
 
 def constant(prompt_len: int, output_len: int) -> LengthMix:
     """The mix in which every request has the same lengths."""
@@ -84,25 +109,55 @@ def constant(prompt_len: int, output_len: int) -> LengthMix:
     return LengthMix(name, (float(prompt_len),) * 2, (float(output_len),) * 2)
 
 
+def lognormal(mean_prompt: float, mean_output: float, cv: float) -> LengthMix:
+    """Independent lognormal lengths of these means; `cv` is standard deviation over mean of both.
+
+    cv 0 is the constant mix. The longest request lies at the rank 0.9999: a table has an end, a
+    lognormal has none.
+    """
+    if not (math.isfinite(cv) and 0 <= cv <= MAX_CV):
+        raise UserError(f"the cv of lengths must lie between 0 and {MAX_CV:g}, not {cv!r}")
+    for name, mean in (("prompt", mean_prompt), ("output", mean_output)):
+        if not (math.isfinite(mean) and mean >= 1):
+            raise UserError(f"the mean {name} length must be at least 1 token, not {mean!r}")
+    if cv == 0:
+        return constant(round(mean_prompt), round(mean_output))
+    from scipy.stats import norm
+
+    sigma = math.sqrt(math.log1p(cv**2))
+    ranks = np.clip(np.linspace(0, 1, _FINE_RANKS), 0, 1 - 1e-4)
+    shape = np.exp(sigma * norm.ppf(np.maximum(ranks, 1e-4)) - sigma**2 / 2)  # of mean 1
+    tables = [tuple(np.maximum(1.0, mean * shape).tolist()) for mean in (mean_prompt, mean_output)]
+    name = f"lognormal-{mean_prompt:g}-{mean_output:g}-cv{cv:g}"
+    return LengthMix(name, *tables, 0.0, float(mean_prompt), float(mean_output))
+
+
 def load_mix(name: str, folder: Path | None = None) -> LengthMix:
     """A shipped mix by name (`NAMES`); a UserError that lists them when there is none."""
-    if name not in NAMES:
-        raise UserError(f"unknown mix {str(name)[:40]!r}; known: {', '.join(NAMES)}")
+    tables = [quantiles(name, quantity, folder) for quantity in ("prompt_len", "output_len")]
+    trace = name.removeprefix("azure-")
     folder = folder or data_folder() / "workloads"
-    trace, tables = name.removeprefix("azure-"), {"prompt_len": [], "output_len": []}
-    for row in _rows(folder / "azure_llm_2023_quantiles.csv"):
-        if row["trace"] == trace and row["quantity"] in tables:
-            tables[row["quantity"]].append(float(row["value"]))
     summaries = _rows(folder / "azure_llm_2023_summary.csv")
     (summary,) = [row for row in summaries if row["trace"] == trace]
     return LengthMix(
         name,
-        tuple(tables["prompt_len"]),
-        tuple(tables["output_len"]),
+        *tables,
         float(summary["spearman_prompt_output"]),
         float(summary["prompt_mean"]),
         float(summary["output_mean"]),
         "Azure LLM inference trace 2023, Patel et al., ISCA 2024, CC BY 4.0",
+    )
+
+
+def quantiles(name: str, quantity: str, folder: Path | None = None) -> tuple[float, ...]:
+    """Values at ranks 0, 1, ... 100 % of a shipped trace's "prompt_len", "output_len" (tokens) or
+    "interarrival_s"; a UserError that lists the traces when there is none of that name."""
+    if name not in NAMES:
+        raise UserError(f"unknown mix {str(name)[:40]!r}; known: {', '.join(NAMES)}")
+    rows = _rows((folder or data_folder() / "workloads") / "azure_llm_2023_quantiles.csv")
+    trace = name.removeprefix("azure-")
+    return tuple(
+        float(row["value"]) for row in rows if row["trace"] == trace and row["quantity"] == quantity
     )
 
 

@@ -232,7 +232,9 @@ class Stream:
         choice |= {"delta": {"content": text}} if self._is_chat else {"text": text}
         if self._asked.get("return_token_ids"):
             choice["token_ids"] = ids
-        return json.dumps({"id": "mock", "object": "chunk", "choices": [choice]}).encode()
+        # other load generators (AIPerf) look at the name of the object
+        kind = "chat.completion.chunk" if self._is_chat else "text_completion"
+        return json.dumps({"id": "mock", "object": kind, "choices": [choice]}).encode()
 
     def _write(self, data: bytes) -> None:
         """A chunk of the answer, its moment logged: the clock is read before the bytes leave."""
