@@ -48,6 +48,10 @@ STYLES: dict[str, Style] = {
     "maximum": Style(GREY, "s"),  # how a key/value store is reserved
     "power-of-two": Style(PURPLE, "^"),
     "known": Style(ORANGE, "o"),
+    # Who may enter a batch and when, beside static.
+    "continuous": Style(ORANGE, "s"),
+    "whole prompts": Style(SKY, "v", "--"),  # continuous, each prompt in a step of its own
+    "kept rows": Style(GREY, "P"),  # static, finished rows computed to the end
     "stall": Style(PURPLE, "P"),
     "open": Style(BLUE, "o"),  # a client that keeps its schedule
     "waiting": Style(ORANGE, "s", "--"),  # a client that waits for each answer
