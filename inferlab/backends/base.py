@@ -26,6 +26,7 @@ BACKENDS = {
     "hf": "inferlab.backends.hf",
     "torch": "inferlab.backends.torch",
     "onnx": "inferlab.backends.onnx",
+    "engine": "inferlab.backends.engine",
     "stall": "inferlab.backends.stall",
     "http": "inferlab.backends.http",
     "batched": "inferlab.backends.batched",

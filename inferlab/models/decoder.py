@@ -155,6 +155,8 @@ class Decoder(nn.Module):
         """
         x = self.residual_stream(token_ids, cache, positions, mask)
         if rows is not None:
+            if not len(rows):  # the head is not read for nothing
+                return x.new_empty(0, self.config.vocab_size)
             return self.head(self.norm(x[0, rows]))
         return self.head(self.norm(x if all_positions else x[:, -1]))
 

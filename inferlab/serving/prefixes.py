@@ -38,7 +38,7 @@ class PrefixCache:
         Returns its positions, a multiple of the block size; 0: none, and nothing was done. At
         least one token of the text is left to read.
         """
-        text = seq.text_ids(0, self._whole(seq.num_tokens - 1))
+        text = seq.text_ids[: self._whole(seq.num_tokens - 1)]
         best, longest = None, 0
         for key, parked in self._parked.items():
             common = self._common(text, parked)
@@ -51,7 +51,7 @@ class PrefixCache:
 
     def park(self, seq: Sequence) -> None:
         """Keep the whole blocks of what has been read of `seq`, which goes on as it was."""
-        text = seq.text_ids(0, self._whole(seq.num_computed))
+        text = seq.text_ids[: self._whole(seq.num_computed)]
         if not text:
             return
         for key, parked in list(self._parked.items()):

@@ -10,7 +10,6 @@ Chapter: chapters/41_continuous_batching.md    Lab: labs/41_continuous_batching.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,12 +49,11 @@ class Scheduler:
     """Plans steps for sequences that wait and run.
 
     `max_num_seqs` run at a time and a step has at most `max_num_batched_tokens`. Prompts are read
-    in steps of their own while the running sequences stand still (`chunk_size` None), or at most
+    in steps of their own while those who decode stand still (`chunk_size` None), or at most
     `chunk_size` tokens of them ride along with each decode step. A prompt enters when its text and
-    the next step of everybody fit the free blocks. When a running sequence cannot grow, parked
-    prefixes are given up first, then the last to enter loses its blocks: it goes back to the head
-    of the line and is read again. Policy "static" lets nobody in until the whole batch has
-    finished; who finishes early leaves its row empty.
+    everybody's next step fit the free blocks. When a text cannot grow, parked prefixes are given
+    up, then the last to enter loses its blocks, stands first in line and is read again. Policy
+    "static" lets nobody in until the whole batch has finished; who is early leaves its row empty.
     """
 
     def __init__(
@@ -71,18 +69,19 @@ class Scheduler:
     ) -> None:
         if policy not in POLICIES:
             raise UserError(f"unknown policy {str(policy)[:40]!r}; known: {', '.join(POLICIES)}")
-        _check_least(max_num_seqs, "max_num_seqs", 1)
-        _check_least(max_num_batched_tokens, "max_num_batched_tokens", max_num_seqs)
-        _check_least(1 if chunk_size is None else chunk_size, "chunk_size", 1)
-        _check_least(0 if max_waiting is None else max_waiting, "max_waiting", 0)
-        self.manager = manager
-        self.max_num_seqs = max_num_seqs
-        self.max_num_batched_tokens = max_num_batched_tokens
-        self.max_len = max_len
-        self.chunk_size = chunk_size
-        self.policy = policy
-        self.max_waiting = max_waiting
-        self.prefixes = prefixes
+        for name, value, least in (
+            ("max_num_seqs", max_num_seqs, 1),
+            ("max_num_batched_tokens", max_num_batched_tokens, max_num_seqs),
+            ("chunk_size", 1 if chunk_size is None else chunk_size, 1),
+            ("max_waiting", 0 if max_waiting is None else max_waiting, 0),
+        ):
+            if not isinstance(value, int) or value < least:
+                shown = str(value)[:40]
+                raise UserError(f"{name} must be a whole number of at least {least}, not {shown!r}")
+        self.manager, self.prefixes = manager, prefixes
+        self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
+        self.max_len, self.max_waiting = max_len, max_waiting
+        self.chunk_size, self.policy = chunk_size, policy
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # by time of entry
         self.cached_tokens = 0  # taken over from parked prefixes so far
@@ -99,22 +98,14 @@ class Scheduler:
         return len(self.waiting)
 
     def add(self, seq: Sequence) -> None:
-        """Put a sequence at the end of the line.
-
-        UserError when its id is in use or it could never be served, QueueFull when too many wait.
-        """
-        needed, blocks = seq.max_positions, self.manager.blocks_for(seq.max_positions)
+        """Put a sequence at the end of the line: UserError when it can never run, or QueueFull."""
         if seq.seq_id in self._known:
             raise UserError(f"request {str(seq.seq_id)[:40]!r} is being served: give another id")
-        if needed > self.max_len:
+        most = min(self.max_len, self.manager.num_blocks * self.manager.block_size)
+        if seq.max_positions > most:
             raise UserError(
-                f"prompt and output take {needed} positions and {self.max_len} are the most: "
-                "shorten the prompt or ask for fewer tokens"
-            )
-        if blocks > self.manager.num_blocks:
-            raise UserError(
-                f"prompt and output take {blocks} blocks and the cache has "
-                f"{self.manager.num_blocks}: ask for fewer tokens or make the cache larger"
+                f"prompt and output take {seq.max_positions} positions and {most} are the most: "
+                "shorten the prompt, ask for fewer tokens, or make the cache larger"
             )
         if self.max_waiting is not None and len(self.waiting) - self._rows() >= self.max_waiting:
             raise QueueFull(f"{len(self.waiting)} requests wait already: try again later")
@@ -123,13 +114,12 @@ class Scheduler:
 
     def cancel(self, seq_id: str) -> bool:
         """End a sequence at once and take its blocks back; False when it is not being served."""
-        seq = self._known.get(seq_id)
-        if seq is not None:
-            self.finish(seq, "cancelled")
-        return seq is not None
+        if known := seq_id in self._known:
+            self.finish(self._known[seq_id], "cancelled")
+        return known
 
     def finish(self, seq: Sequence, reason: str) -> None:
-        """Take a sequence out, for one of FINISH_REASONS."""
+        """Take a sequence out, for a reason."""
         del self._known[seq.seq_id]
         if seq.state == "running":
             self.running.remove(seq)
@@ -149,8 +139,7 @@ class Scheduler:
 
     def schedule(self) -> StepPlan:
         """The next step; without segments only when nothing waits or runs."""
-        if self.waiting:
-            self._admit()
+        self._admit()
         preempted: list[Sequence] = []
         segments: list[Segment] = []
         while self.running and not segments:
@@ -172,11 +161,10 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Let those in who have room, in order."""
-        promised = None
-        for _ in range(min(self._rows(), len(self.waiting))):
+        rows = min(self._rows(), len(self.waiting))
+        promised = sum(map(self._missing, self.running)) if rows else 0  # to those who run
+        for _ in range(rows):
             seq = self.waiting[0]
-            if promised is None:  # what those who run will take next
-                promised = sum(map(self._missing, self.running))
             shared = 0 if self.prefixes is None else self.prefixes.take(seq)
             if not shared:
                 self.manager.allocate(seq.seq_id, 0)
@@ -199,14 +187,12 @@ class Scheduler:
         """One token of everybody who has been read; the last to enter make room for the rest."""
         while True:
             seqs = [seq for seq in self.running if seq.is_decoding]
-            if len(seqs) <= self.manager.num_free:  # at most one block each: no need to count
-                break
-            if self._find_room(self.manager.blocks_to_append({seq.seq_id: 1 for seq in seqs})):
-                break
+            growth = {seq.seq_id: 1 for seq in seqs}
+            if self._find_room(self.manager.blocks_to_append(growth)):
+                return [Segment(seq, seq.num_computed, 1, True) for seq in seqs]
             self._preempt(preempted)
-        return [Segment(seq, seq.num_computed, 1, True) for seq in seqs]
 
-    def _reads(self, planned: Seq[Segment], num_tokens: int) -> list[Segment]:
+    def _reads(self, planned: list[Segment], num_tokens: int) -> list[Segment]:
         """As much of the unread texts as `num_tokens` and the blocks allow, in order of entry."""
         found = []
         growth = {segment.seq.seq_id: 1 for segment in planned}
@@ -217,8 +203,8 @@ class Scheduler:
             growth[seq.seq_id] = count
             if not self._find_room(self.manager.blocks_to_append(growth)):
                 break
-            end = seq.num_computed + count
-            found.append(Segment(seq, seq.num_computed, count, end == seq.num_tokens))
+            is_last = seq.num_computed + count == seq.num_tokens
+            found.append(Segment(seq, seq.num_computed, count, is_last))
             num_tokens -= count
         return found
 
@@ -236,9 +222,3 @@ class Scheduler:
             preempted.append(seq)
         seq.num_computed, seq.state = 0, "waiting"
         self.waiting.appendleft(seq)
-
-
-def _check_least(value: int, name: str, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        shown = str(value)[:40]
-        raise UserError(f"{name} must be a whole number of at least {least}, not {shown!r}")
