@@ -108,10 +108,7 @@ class BatchedBackend:
         """Tokens of each request until the longest answer is done, and when each step ended."""
         prompts = [spec.prompt_token_ids for spec in batch]
         steps = max(spec.output_len for spec in batch)
-        for seq_id in reversed(store.manager.seq_ids):
-            store.free(seq_id)  # the last first: rows then follow each other in memory again
-        store.select(range(len(batch)))
-        logits = self._read(prompts, store)
+        logits = self.read(prompts, store)
         columns, times = [], []
         places = torch.tensor([len(prompt) for prompt in prompts], device=self.device)[:, None]
         for step in range(steps):
@@ -122,12 +119,16 @@ class BatchedBackend:
                 logits = self.decoder(columns[-1][:, None], store, places + step)
         return torch.stack(columns, dim=1).tolist(), times
 
-    def _read(self, prompts: Sequence[Sequence[int]], store: PagedCache) -> torch.Tensor:
-        """Logits [B, V] behind the prompts of a batch, which is selected in the store."""
+    @torch.inference_mode()
+    def read(self, prompts: Sequence[Sequence[int]], store: PagedCache) -> torch.Tensor:
+        """Logits [B, V] behind the prompts of a batch, then rows 0 to B - 1 of the store."""
+        for seq_id in reversed(store.manager.seq_ids):
+            store.free(seq_id)  # the last first: rows then follow each other in memory again
         if self.prefill == "packed":
             from inferlab.kvcache.packed import pack_prompts
 
             return pack_prompts(self.decoder, prompts, store)
+        store.select(range(len(prompts)))
         padded = pad_prompts(prompts, 0, self.decoder.dtype, self.device)
         mask = padded.prefill_mask(padded.prompt_len)
         return self.decoder(padded.token_ids, store, padded.positions, mask)

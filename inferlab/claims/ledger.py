@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+import inferlab.claims.batching  # noqa: F401  its predicates register themselves
 import inferlab.claims.continuous  # noqa: F401  its predicates register themselves
 import inferlab.claims.fusion  # noqa: F401  its predicates register themselves
 import inferlab.claims.graphs  # noqa: F401  its predicates register themselves
