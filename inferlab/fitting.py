@@ -67,10 +67,12 @@ def measured_shapes(backend: Backend, device: str) -> dict[Shape, dict[str, floa
 
 
 def _key(backend: Backend, device: str) -> tuple:
-    """What the speed of a backend depends on; quantized weights also on their kernel."""
+    """What the speed of a backend depends on; quantized weights also on their kernel, plain ones
+    on whether they could have been packed."""
     step = getattr(backend, "step", "eager")
     plain = (backend.name, backend.config, backend.dtype, device)
     plain += () if step == "eager" else (step,)
+    plain += ("plain",) if step == "eager" and getattr(backend, "is_plain", False) else ()
     format, keep = quantized_weights(backend)
     return (*plain, format, keep, backend.kernel) if format else plain
 

@@ -25,6 +25,7 @@ from inferlab.kvcache import CACHES, KVCache
 from inferlab.models.config import ModelConfig
 from inferlab.models.cost import weight_bytes
 from inferlab.models.decoder import Decoder
+from inferlab.models.layers import can_pack
 from inferlab.models.load import load_decoder, resolve_config
 from inferlab.models.placement import check_host_memory, dtype_name, torch_device
 from inferlab.models.projections import projections, replace_weights, weights_of
@@ -66,6 +67,13 @@ class TorchBackend:
         """Class of the modules that do the products: kernels differ in speed, not in format."""
         kinds = {type(module).__name__ for _, module in projections(self.decoder)}
         return "+".join(sorted(kinds))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a CPU could have its weights packed and they are not: steps take longer."""
+        if self.decoder.device.type != "cpu" or not can_pack(self.decoder.dtype):
+            return False
+        return getattr(self.decoder.head, "weight", None) is not None
 
     @property
     def step(self) -> str:

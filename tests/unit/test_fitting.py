@@ -9,6 +9,7 @@ from inferlab import fitting
 from inferlab.backends.base import load_backend
 from inferlab.models.config import get_config
 from inferlab.models.cost import decode_cost
+from inferlab.models.layers import can_pack
 from inferlab.roofline import floor_s, predict_s
 
 CONFIG = next(iter(TINY.values()))
@@ -40,3 +41,14 @@ def test_the_shapes_stay_within_the_model(limit):
     shapes = fitting.fit_shapes(config, "cpu")
     assert all(s.prompt_len + s.output_len <= limit for s in shapes)
     assert len({(s.batch_size, s.prompt_len) for s in shapes}) == 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_plain_weights_are_fitted_apart_where_they_could_be_packed(dtype):
+    plain, packed = (
+        load_backend("torch", CONFIG, dtype, "cpu", weights="random", pack=pack)
+        for pack in (False, True)
+    )
+    differ = fitting._key(plain, "cpu") != fitting._key(packed, "cpu")
+    assert differ == plain.is_plain == can_pack(plain.decoder.dtype)
+    assert not packed.is_plain
