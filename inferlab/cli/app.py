@@ -14,7 +14,7 @@ import typer
 import typer.core
 
 import inferlab
-from inferlab.cli import doctor, measure, metrics, report, run, serve, status
+from inferlab.cli import doctor, load, measure, metrics, report, run, serve, status
 from inferlab.cli.output import print_error
 from inferlab.errors import UserError
 
@@ -50,6 +50,7 @@ app.command("metrics")(metrics.metrics)
 app.command("run")(run.run)
 app.command("status")(status.status)
 app.command("report")(report.report)
+app.command("load")(load.load)
 app.command("serve")(serve.serve)
 
 

@@ -13,7 +13,7 @@ from inferlab.errors import MeasurementError, UserError
 
 def measure(
     backend: Annotated[
-        str, typer.Option(help="hf, torch, or both with a comma: they are then interleaved.")
+        str, typer.Option(help="hf, torch, engine, or several with commas: they take turns.")
     ] = "torch",
     model: Annotated[str, typer.Option(help="A preset, such as smollm2-135m.")] = "smollm2-135m",
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",

@@ -17,7 +17,14 @@ from typing import Any
 
 from inferlab.client.connections import Connections, Inbox
 from inferlab.client.flight import Flight
-from inferlab.client.honesty import Limits, Verdict, Watch, judge, undisturbed
+from inferlab.client.honesty import (
+    Limits,
+    Verdict,
+    Watch,
+    judge,
+    take_precedence,
+    undisturbed,
+)
 from inferlab.client.sockets import PreciseLoop, WallClock
 from inferlab.client.target import Target
 from inferlab.errors import MeasurementError, UserError
@@ -130,6 +137,7 @@ class _Driver:
 
     def run(self) -> None:
         """Body of the thread; a failure of the client itself is kept in `failure`."""
+        self._has_precedence = take_precedence()
         try:
             with asyncio.Runner(loop_factory=PreciseLoop) as runner:
                 runner.run(self._run())
@@ -289,6 +297,7 @@ class _Driver:
                 "usage_disagrees": len(differing),
                 "usage_examples": differing[:MOST_EXAMPLES],  # id, tokens counted, usage
                 "client": verdict.to_dict(),
+                "client_has_precedence": self._has_precedence,
                 **meta,
             },
         )
