@@ -29,7 +29,8 @@ from inferlab.server.stream import AnswerText
 from inferlab.server.text import Codec
 from inferlab.server.worker import EngineWorker, TokenStream
 
-MAX_BODY_BYTES = 16 * 2**20
+MAX_BODY_BYTES = 4 * 2**20
+MAX_UNREAD_BYTES = 64 * 2**20  # a larger body is cut off, before it can be told why
 INLINE_CHARS = 4096  # longer texts become tokens in a thread beside: the loop goes on sending
 COMPLETION_TOKENS = 16  # what OpenAI's API writes when nobody says how many
 
@@ -141,15 +142,7 @@ class _Handler:
 
     async def _received(self, request: Request, kind: type) -> Any:
         self._worker.check_open()  # before any work is put into it
-        body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_BODY_BYTES:
-                raise ApiError(
-                    413, f"the request is larger than {MAX_BODY_BYTES // 2**20} MiB",
-                    headers={"connection": "close"},
-                )  # fmt: skip
-        wanted = parse(bytes(body), kind)
+        wanted = parse(await _body(request), kind)
         self.check_model(wanted.model)
         return wanted
 
@@ -208,6 +201,24 @@ class _Handler:
                 f"the prompt has a token id beyond the vocabulary of {self._model.vocab_size}",
                 param="prompt",
             )
+
+
+async def _body(request: Request) -> bytes:
+    """The body, or ApiError 413 once the client has sent it all and listens."""
+    body, size = bytearray(), 0
+    async for part in request.stream():
+        size += len(part)
+        if size <= MAX_BODY_BYTES:
+            body += part
+        elif size > MAX_UNREAD_BYTES:
+            break
+    if size > MAX_BODY_BYTES:
+        raise ApiError(
+            413,
+            f"the request is larger than {MAX_BODY_BYTES // 2**20} MiB",
+            headers={"connection": "close"},
+        )
+    return bytes(body)
 
 
 def _sampling(wanted: Any) -> Any:

@@ -73,16 +73,13 @@ def serve(options: ServeOptions, ready: Callable[[str], None], warn: Callable[[s
 def build_engine(options: ServeOptions) -> tuple[Any, ServedModel]:
     """The engine with its model in memory, and what the server must know about it."""
     from inferlab.models.load import find_model, load_decoder, load_tokenizer, resolve_config
-    from inferlab.serving.engine import Engine
+    from inferlab.serving.engine import STEPS, Engine
+    from inferlab.serving.scheduler import POLICIES
 
     config = resolve_config(options.model)
-    codec: Codec = NumberCodec()
-    if options.weights == "real" or find_model(config.name) is not None:
-        codec = TokenizerCodec(load_tokenizer(config))
-    if options.threads:
-        import torch
-
-        torch.set_num_threads(options.threads)
+    for name, value, known in (("policy", options.policy, POLICIES), ("step", options.step, STEPS)):
+        if value not in known:  # before the weights are read
+            raise UserError(f"unknown --{name} {value[:40]!r}; known: {', '.join(known)}")
     num_blocks = None
     if options.cache_tokens is not None:
         num_blocks = options.cache_tokens // options.block_size
@@ -91,6 +88,13 @@ def build_engine(options: ServeOptions) -> tuple[Any, ServedModel]:
                 f"--cache-tokens {options.cache_tokens} is less than one block of "
                 f"{options.block_size}: give more"
             )
+    codec: Codec = NumberCodec()
+    if options.weights == "real" or find_model(config.name) is not None:
+        codec = TokenizerCodec(load_tokenizer(config))
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
     engine = Engine(
         load_decoder(config, options.dtype, options.device, options.weights),
         num_blocks=num_blocks,

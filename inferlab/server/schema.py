@@ -53,6 +53,8 @@ class ApiError(Exception):
 class StreamOptions(BaseModel):
     """What a stream carries besides its tokens."""
 
+    model_config = ConfigDict(strict=True)
+
     include_usage: bool | None = None
 
 

@@ -21,6 +21,7 @@ from inferlab.errors import MeasurementError, UserError
 from inferlab.server.schema import ApiError
 
 Token = tuple[int, str | None]  # id, and why the answer ends where it does
+MAX_TAKEN = 64  # a reader that was slow gets what waits for it in pieces of this many tokens
 _STOP = None  # the command that ends the thread
 
 
@@ -29,7 +30,7 @@ class ClientGone(Exception):
 
 
 class TokenStream:
-    """The tokens of one request on the loop's side: an integer each until they are sent."""
+    """The tokens of one request on the loop's side, as numbers until they are sent."""
 
     __slots__ = (
         "arrived_s", "error", "first_s", "gone", "last_s", "max_tokens", "num_tokens", "pending",
@@ -54,7 +55,7 @@ class TokenStream:
         self._waiter: asyncio.Future | None = None
 
     async def take(self) -> list[Token]:
-        """The tokens since the last call, at least one; ClientGone or what went wrong instead."""
+        """The next tokens, 1 to MAX_TAKEN; ClientGone or what went wrong instead."""
         while not self.pending:
             if self.gone:
                 raise ClientGone
@@ -64,7 +65,11 @@ class TokenStream:
             await self._waiter
         if self.gone:
             raise ClientGone
-        taken, self.pending = self.pending, []
+        if len(self.pending) <= MAX_TAKEN:
+            taken, self.pending = self.pending, []
+        else:
+            taken = self.pending[:MAX_TAKEN]
+            del self.pending[:MAX_TAKEN]
         return taken
 
     def push(self, token_id: int, reason: str | None) -> None:
