@@ -26,7 +26,7 @@ from inferlab.stats import Estimate, median_interval
 from inferlab.timing import StopRule, interleave
 from inferlab.trace import Trace, TraceError, save_trace
 
-BATCH_BACKENDS = ("hf", "torch")
+BATCH_BACKENDS = ("hf", "torch", "engine")
 QUANTIZING_BACKENDS = ("torch",)
 STEPPING_BACKENDS = ("torch",)
 
@@ -49,7 +49,7 @@ class Plan:
     def __post_init__(self) -> None:
         for name in self.backends:
             if name not in BATCH_BACKENDS:
-                raise UserError(f"unknown backend {name!r}: use {' or '.join(BATCH_BACKENDS)}")
+                raise UserError(f"unknown backend {name!r}: use one of {', '.join(BATCH_BACKENDS)}")
             if name not in QUANTIZING_BACKENDS and any(self.formats):
                 raise UserError(f"backend {name} does not quantize weights: use --backend torch")
             if name not in STEPPING_BACKENDS and self.steps != ("eager",):

@@ -49,7 +49,8 @@ class PagedCache:
         self.device = torch.device(device)
         self.kernel = _chosen(kernel, self.device)
         width = -(-shape.capacity // block_size) if block_size else 0
-        self.manager = BlockManager(num_blocks or shape.batch_size * width, block_size)
+        blocks = shape.batch_size * width if num_blocks is None else num_blocks
+        self.manager = BlockManager(blocks, block_size)
         size = (self.manager.num_blocks, shape.num_kv_heads, block_size, shape.head_dim)
         # Filled: the pages must exist before a step is timed, and what is read beyond the end of
         # a sequence must be finite, or it would spoil a sum although its weight is 0.

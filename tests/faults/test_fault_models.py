@@ -93,7 +93,7 @@ def test_wrong_sha256_of_the_cached_safetensors(call, cache, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--backend", "vllm"), "unknown backend 'vllm': use hf or torch"),
+        (("--backend", "vllm"), "unknown backend 'vllm': use one of hf, torch"),
         (("--model", "gpt-5"), "unknown model 'gpt-5'"),
         (("--model", "a\x1b[31m\nb"), "unknown model 'a\\x1b[31m\\nb'"),
         (("--dtype", "int3"), "unknown dtype 'int3'; known: float32"),

@@ -68,9 +68,12 @@ class Blocks(RuleBasedStateMachine):
     def fork(self, data):
         parent, child = data.draw(st.sampled_from(sorted(self.texts))), self.new_id()
         free = self.manager.num_free
-        self.manager.fork(parent, child)
-        self.texts[child] = list(self.texts[parent])
+        held = len(self.texts[parent])
+        shared = data.draw(st.none() | st.integers(1, held)) if held else None
+        self.manager.fork(parent, child, shared)
+        self.texts[child] = self.texts[parent][:shared]
         assert self.manager.num_free == free
+        assert child in self.manager and self.next_id + 1 not in self.manager
 
     @precondition(lambda self: self.texts)
     @rule(data=st.data())
@@ -124,6 +127,21 @@ def test_a_full_last_block_is_never_copied():
     assert manager.block_table("parent")[2] != manager.block_table("child")[2]
 
 
+def test_a_fork_of_a_beginning_shares_its_blocks_alone():
+    manager = BlockManager(8, 4)
+    table = manager.allocate("parent", 12)
+    assert manager.fork("parent", "child", 6) == table[:2] and manager.num_tokens("child") == 6
+    ((source, target),) = manager.append("child")  # a block in the middle of the parent's
+    assert source == table[1] and manager.block_table("child") == (table[0], target)
+    assert manager.block_table("parent") == table
+    live = manager.live_table("child")
+    manager.append("child", 4)
+    assert tuple(live) == manager.block_table("child") and len(live) == 3
+    manager.free("child")
+    manager.allocate("child", 1)
+    assert manager.live_table("child") is not live
+
+
 def test_all_or_none_of_several_sequences_grow():
     manager = BlockManager(3, 2)
     manager.allocate("a", 2)
@@ -143,6 +161,8 @@ def test_all_or_none_of_several_sequences_grow():
         (lambda m: m.block_table("nobody"), "no sequence 'nobody'"),
         (lambda m: m.allocate("a", 1), "holds blocks already"),
         (lambda m: m.fork("a", "a"), "fork to a new id"),
+        (lambda m: m.fork("a", "b", 4), "holds 3 positions, not 4: fork no more"),
+        (lambda m: m.fork("a", "b", 0), "num_tokens must be a whole number of at least 1"),
         (lambda m: m.allocate("b", -1), "num_tokens must be a whole number"),
         (lambda m: m.append("a", 1.5), "n must be a whole number"),
         (lambda m: BlockManager(0, 16), "num_blocks must be"),
