@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpreter import check_interpreted
 from test_paged import decoder_of, prompts_of
 from tiny_models import TINY
 
@@ -192,3 +193,9 @@ def test_an_idle_engine_does_nothing():
     engine = engine_of()
     assert engine.step() == [] and not engine.has_work and engine.stats().num_steps == 0
     assert not torch.is_inference_mode_enabled()
+
+
+def test_steps_by_the_fused_kernels_in_the_interpreter(tmp_path, monkeypatch):
+    pytest.importorskip("triton", reason="triton is not installed: `make env` installs it")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    check_interpreted("interpreted_engine.py")
