@@ -115,6 +115,17 @@ STYLES: dict[str, Style] = {
     "max-autotune": Style(PURPLE, "p", "--"),
     "kernels": Style(RED, "v", "--"),
     "kernels-graph": Style(RED, "h"),
+    # A batch that is held open for more to join; prompts of a batch, read padded or one by one.
+    "held": Style(PURPLE, "P"),
+    "padded": Style(RED, "v"),
+    "alone": Style(GREY, "s"),
+    # Traffic of one mean rate and mean lengths in other shapes.
+    "constant-even": Style(GREY, "s"),
+    "constant-poisson": Style(SKY, "^"),
+    "lognormal-poisson": Style(ORANGE, "D", "-."),
+    "conv-poisson": Style(BLUE, "o"),
+    "conv-bursts": Style(RED, "v"),
+    "code-gamma": Style(PURPLE, "P"),
 }
 COLORS: dict[str, str] = {name: style.color for name, style in STYLES.items()}
 

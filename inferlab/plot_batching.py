@@ -1,0 +1,118 @@
+"""How are batches drawn: the frontier and its knee, waits by load, the parts of a latency?
+
+Chapter: chapters/40_batching.md
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from inferlab.errors import UserError
+from inferlab.plot_style import INK, QUIET, style_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PARTS = {"wait_s": ("wait in line", 0.35), "prefill_s": ("prefill of the batch", 0.65),
+         "steps_s": ("steps", 1.0)}  # fmt: skip
+
+
+def frontier(ax: Axes, rows: Sequence[Mapping], knee: float | None = None) -> None:
+    """Decode throughput over TPOT, a point a batch size; prediction dashed, the knee as a ring.
+
+    `rows` as from `batching.tables.frontier_rows`.
+    """
+    _check(rows, "a frontier")
+    style = style_of("measured")
+    tpot_ms = np.array([row["tpot_s"] for row in rows]) * 1e3
+    rate = np.array([row["step_tok_per_s"] for row in rows])
+    expected_ms = np.array([row["predicted_tpot_s"] for row in rows]) * 1e3
+    expected = np.array([row["predicted_step_tok_per_s"] for row in rows])
+    ax.plot(expected_ms, expected, "--", lw=1.3, color=QUIET, label="prediction")
+    ax.plot(tpot_ms, rate, marker=style.marker, color=style.color, mec="white", label="measured")
+    for row, x, y in zip(rows, tpot_ms, rate, strict=True):
+        ax.annotate(f"{row['batch_size']}", (x, y), xytext=(6, -11), textcoords="offset points",
+                    fontsize=10, color=INK)  # fmt: skip
+    if knee is not None and math.isfinite(knee):
+        sizes = [row["batch_size"] for row in rows]
+        at = np.interp(knee, sizes, tpot_ms)
+        ax.plot(at, knee / at * 1e3, "o", ms=15, mfc="none", mec=INK, mew=1.4, ls="",
+                label=f"knee, {knee:.0f} sequences")  # fmt: skip
+    ax.set(xlabel="TPOT (ms), batch sizes at the points", ylabel="decode throughput (tok/s)",
+           xlim=(0, None), ylim=(0, None))  # fmt: skip
+    ax.legend(loc="lower right")
+
+
+def steps(ax: Axes, rows: Sequence[Mapping]) -> None:
+    """TPOT by batch size with intervals, prediction dashed; both axes logarithmic."""
+    _check(rows, "a frontier")
+    style, sizes = style_of("measured"), [row["batch_size"] for row in rows]
+    values = np.array([row["tpot_s"] for row in rows])
+    ends = np.array([[row["tpot_low_s"], row["tpot_high_s"]] for row in rows])
+    errors = np.clip(np.nan_to_num(np.abs(ends - values[:, None])).T, 0, None)
+    ax.errorbar(sizes, values * 1e3, yerr=errors * 1e3, marker=style.marker, color=style.color,
+                mec="white", capsize=0, label="measured")  # fmt: skip
+    ax.plot(sizes, [row["predicted_tpot_s"] * 1e3 for row in rows], "--", lw=1.3, color=QUIET,
+            label="prediction")  # fmt: skip
+    ax.set(
+        xscale="log", yscale="log", xlabel="batch size, log scale", ylabel="TPOT (ms), log scale"
+    )
+    ax.set_xticks(sizes, [f"{size}" for size in sizes])
+    ax.minorticks_off()
+    ax.legend(loc="upper left")
+
+
+def waits(ax: Axes, rows: Sequence[Mapping], load: float) -> None:
+    """Mean waits at one load by policy: theory as a line, the range of short runs as a bar,
+    the emulated run as a cross, the measured one as its policy's marker.
+
+    `rows` as from `batching.tables.wait_rows`.
+    """
+    own = [row for row in rows if row["load"] == load and row["lengths"] == "equal"]
+    _check(own, "a figure of waits")
+    for place, row in enumerate(own):
+        style = style_of(row["policy"])
+        labels = _labels(place, "mean of runs this short", "theory", "emulated", "measured")
+        low, high = row["low_s"] * 1e3, row["high_s"] * 1e3
+        ax.plot([place, place], [low, high], lw=9, color=QUIET, alpha=0.35, solid_capstyle="butt",
+                label=next(labels))  # fmt: skip
+        ax.plot([place - 0.3, place + 0.3], [row["theory_s"] * 1e3] * 2, "--", lw=1.5, color=INK,
+                label=next(labels))  # fmt: skip
+        ax.plot(place, row["emulated_s"] * 1e3, "x", ms=9, mew=2, color=INK, label=next(labels))
+        ax.plot(place, row["measured_s"] * 1e3, style.marker, ms=9, color=style.color,
+                mec="white", ls="", label=next(labels))  # fmt: skip
+    ax.set_xticks(range(len(own)), [row["policy"] for row in own])
+    ax.set(ylabel="mean wait (ms)", title=f"load {load:g}", xlim=(-0.6, len(own) - 0.4))
+    ax.set_ylim(bottom=0)
+
+
+def parts(ax: Axes, rows: Sequence[Mapping], load: float) -> None:
+    """E2E latency at one load by policy, stacked: wait, prefill of the batch, steps.
+
+    `rows` as from `batching.tables.part_rows`.
+    """
+    own = [row for row in rows if row["load"] == load]
+    _check(own, "a figure of latencies")
+    for place, row in enumerate(own):
+        labels, bottom = _labels(place, *(title for title, _ in PARTS.values())), 0.0
+        for key, (_, shade) in PARTS.items():
+            height = row[key] * 1e3
+            ax.bar(place, height, 0.6, bottom, color=style_of(row["policy"]).color, alpha=shade,
+                   edgecolor="white", label=next(labels))  # fmt: skip
+            bottom += height
+    ax.set_xticks(range(len(own)), [row["policy"] for row in own])
+    ax.set(ylabel="mean latency (ms)", title=f"load {load:g}")
+
+
+def _labels(place: int, *names: str):
+    """Labels for the legend: of the first place only."""
+    return iter(names if not place else [None] * len(names))
+
+
+def _check(rows: Sequence[Mapping], what: str) -> None:
+    if not rows:
+        raise UserError(f"{what} needs at least one measured case")
