@@ -9,7 +9,7 @@ Chapter: chapters/22_paged_attention.md    Lab: labs/22_paged_attention.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from inferlab.errors import MeasurementError, UserError
@@ -67,6 +67,11 @@ class BlockManager:
         """Positions that `seq_id` holds."""
         return self._of(seq_id).num_tokens
 
+    def lengths(self, seq_ids: Iterable[Hashable]) -> list[int]:
+        """Positions that each of `seq_ids` holds; 0 for one that is unknown."""
+        known = self._sequences
+        return [known[seq_id].num_tokens if seq_id in known else 0 for seq_id in seq_ids]
+
     def block_table(self, seq_id: Hashable) -> tuple[int, ...]:
         """The blocks of `seq_id` in order: position s lies in entry s // P at place s % P."""
         return tuple(self._of(seq_id).blocks)
@@ -90,13 +95,14 @@ class BlockManager:
 
     def blocks_to_append(self, growth: Mapping[Hashable, int]) -> int:
         """Free blocks that it takes to append `growth[seq_id]` positions to each sequence."""
-        new, writers = 0, {}
+        # At every decode step for every sequence: few calls, since the host's time is a step's.
+        size, new, writers = self.block_size, 0, {}
         for seq_id, n in growth.items():
             sequence = self._of(seq_id)
-            new += self.blocks_for(sequence.num_tokens + _whole(n, "n")) - len(sequence.blocks)
-            if sequence.num_tokens % self.block_size:  # writes into its last block
-                last = sequence.blocks[-1]
-                writers[last] = writers.get(last, 0) + 1
+            end = sequence.num_tokens + (1 if n == 1 else _whole(n, "n"))
+            new += -(-end // size) - len(sequence.blocks)
+            if sequence.num_tokens % size and self._users[last := sequence.blocks[-1]] > 1:
+                writers[last] = writers.get(last, 0) + 1  # writes into a block that it shares
         # Of the users of a block, all that write take a copy, but for the last one left with it.
         copies = sum(min(count, self._users[last] - 1) for last, count in writers.items())
         return new + copies
@@ -112,16 +118,16 @@ class BlockManager:
     def append_all(self, growth: Mapping[Hashable, int]) -> list[BlockCopy]:
         """`append` for several sequences: all of them, or OutOfBlocks and none."""
         self._check_free(self.blocks_to_append(growth))
-        copies = []
+        size, copies = self.block_size, []
         for seq_id, n in growth.items():
-            sequence = self._of(seq_id)
-            if sequence.num_tokens % self.block_size and self._users[sequence.blocks[-1]] > 1:
+            sequence = self._sequences[seq_id]
+            if sequence.num_tokens % size and self._users[sequence.blocks[-1]] > 1:
                 source, target = sequence.blocks[-1], self._take()
                 self._users[source] -= 1
                 sequence.blocks[-1] = target
                 copies.append((source, target))
             sequence.num_tokens += n
-            while len(sequence.blocks) < self.blocks_for(sequence.num_tokens):
+            while len(sequence.blocks) * size < sequence.num_tokens:
                 sequence.blocks.append(self._take())
         return copies
 

@@ -81,8 +81,7 @@ class PagedCache:
 
     def lengths(self) -> list[int]:
         """Positions of each selected sequence; 0 for one that is new."""
-        manager = self.manager
-        return [manager.num_tokens(s) if s in manager else 0 for s in self._selected]
+        return self.manager.lengths(self._selected)
 
     def select(self, seq_ids: Sequence[Hashable]) -> None:
         """Make these sequences, new or known, the rows of the passes that follow."""

@@ -194,14 +194,13 @@ class Scheduler:
 
     def _reads(self, planned: list[Segment], num_tokens: int) -> list[Segment]:
         """As much of the unread texts as `num_tokens` and the blocks allow, in order of entry."""
-        found = []
-        growth = {segment.seq.seq_id: 1 for segment in planned}
+        found, needed = [], self.manager.blocks_to_append({s.seq.seq_id: 1 for s in planned})
         for seq in self.running:
             if num_tokens < 1 or seq.is_decoding:
                 continue
             count = min(seq.num_tokens - seq.num_computed, num_tokens)
-            growth[seq.seq_id] = count
-            if not self._find_room(self.manager.blocks_to_append(growth)):
+            needed += self.manager.blocks_to_append({seq.seq_id: count})
+            if not self._find_room(needed):
                 break
             is_last = seq.num_computed + count == seq.num_tokens
             found.append(Segment(seq, seq.num_computed, count, is_last))

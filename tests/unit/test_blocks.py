@@ -97,6 +97,8 @@ class Blocks(RuleBasedStateMachine):
             table = self.manager.block_table(seq_id)
             read = [self.store[table[s // size], s % size] for s in range(len(text))]
             assert read == text
+        wanted = [*self.texts, "nobody"]
+        assert self.manager.lengths(wanted) == [len(self.texts.get(s, [])) for s in wanted]
 
 
 TestBlocks = Blocks.TestCase
