@@ -24,8 +24,15 @@ class Connections:
     is due; a request that finds none ready connects by itself, within its own time.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, target: Target, clock: WallClock) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        target: Target,
+        clock: WallClock,
+        kernel_stamps: bool = True,
+    ) -> None:
         self.opened = 0
+        self.kernel_stamps = kernel_stamps and not target.is_tls  # and granted, so far
         self._loop, self._target, self._clock = loop, target, clock
         self._idle: list[Connection] = []
         self._expected = 0  # requests that are soon due
@@ -66,7 +73,9 @@ class Connections:
                 await self._loop.sock_connect(sock, address)
                 self.opened += 1
                 if self._tls is None:
-                    return StampedSocket(self._loop, sock, self._clock)
+                    opened = StampedSocket(self._loop, sock, self._clock, None, self.kernel_stamps)
+                    self.kernel_stamps = opened.has_stamps
+                    return opened
                 _, connection = await self._loop.create_connection(
                     TlsSocket, sock=sock, ssl=self._tls, server_hostname=self._target.host
                 )

@@ -2,7 +2,7 @@
 
 Open loop: each request leaves when it is due, whatever the server does. Closed loop: `concurrency`
 users, each of which sends its next request when the one before has ended; arrival times of the
-workload are then ignored, and a request is due when its user is free.
+workload are then ignored, and a request is due when it is sent.
 Chapter: chapters/46_serving_under_load.md    Lab: labs/46_serving_under_load.ipynb
 """
 
@@ -10,28 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from inferlab.client.connections import Connections, Inbox
 from inferlab.client.flight import Flight
-from inferlab.client.honesty import (
-    Limits,
-    Verdict,
-    Watch,
-    judge,
-    take_precedence,
-    undisturbed,
-)
+from inferlab.client.honesty import Limits, Watch, take_precedence, undisturbed
+from inferlab.client.result import LoadRun, Record, load_run
 from inferlab.client.sockets import PreciseLoop, WallClock
 from inferlab.client.target import Target
 from inferlab.errors import MeasurementError, UserError
-from inferlab.trace import Trace
 from inferlab.workload import Workload
 
-MOST_EXAMPLES = 20
 # A connection is made ready this long before its request is due; time 0 is as far from the start,
 # so that the first request is as punctual as the others.
 READY_S = 0.1
@@ -49,21 +40,6 @@ class Progress:
     chunks: int
 
 
-@dataclass(frozen=True, slots=True)
-class LoadRun:
-    """What came of it: the trace (partial when it was interrupted), what was said, the verdict.
-
-    `token_ids` and `texts` go with the requests of the trace; ids are empty where the server sends
-    none.
-    """
-
-    trace: Trace
-    token_ids: list[list[int]]
-    texts: list[str]
-    verdict: Verdict
-    interrupted: bool = False
-
-
 def drive(
     target: Target,
     workload: Workload,
@@ -74,11 +50,13 @@ def drive(
     limits: Limits | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     meta: dict[str, Any] | None = None,
+    kernel_stamps: bool = True,
 ) -> LoadRun:
     """Send the workload to `target`; every request that was sent is accounted for in the trace.
 
     Without `concurrency` the loop is open. After `duration_s` nothing more is sent, and what is in
     flight may end. `prompts` are texts to send instead of the token ids, one a request.
+    `kernel_stamps` False takes the times of the reads instead of the kernel's arrival times.
     `on_progress` is called twice a second from the calling thread. Ctrl-C ends the run: requests
     in flight become "cancelled", and what there is is returned. Raises UserError for values that
     make no sense, MeasurementError when the server's name cannot be looked up.
@@ -98,7 +76,7 @@ def drive(
         target.request(spec.id, text, spec.output_len)
         for spec, text in zip(workload.requests, texts, strict=True)
     ]
-    driver = _Driver(target, workload, contents, concurrency, duration_s)
+    driver = _Driver(target, workload, contents, concurrency, duration_s, kernel_stamps)
     thread = threading.Thread(target=driver.run, name="load client", daemon=True)
     interrupted = False
     with undisturbed():
@@ -115,19 +93,20 @@ def drive(
                 driver.interrupt()
     if driver.failure is not None:
         raise driver.failure
-    return driver.result(interrupted, limits, meta or {})
+    return load_run(driver.record(), interrupted, limits, meta or {})
 
 
 class _Driver:
     """The client's own thread: a loop in which requests are sent and answers read."""
 
-    def __init__(self, target, workload, contents, concurrency, duration_s) -> None:
+    def __init__(self, target, workload, contents, concurrency, duration_s, stamps) -> None:
         self.failure: Exception | None = None
         self._target, self._workload, self._contents = target, workload, contents
-        self._concurrency, self._duration_s = concurrency, duration_s
+        self._concurrency, self._duration_s, self._stamps = concurrency, duration_s, stamps
         self._flights: list[Flight] = []
         self._expected = 0  # requests for which a connection was made ready
         self._ended = self._failed = 0
+        self._idle_s = 0.0  # of all users of a closed loop
         self._is_stopped = False  # nothing more is sent
         self._loop: asyncio.AbstractEventLoop | None = None
         self._finished: asyncio.Event | None = None
@@ -166,7 +145,7 @@ class _Driver:
         loop = asyncio.get_running_loop()
         self._finished = asyncio.Event()
         clock = WallClock()
-        self._connections = Connections(loop, self._target, clock)
+        self._connections = Connections(loop, self._target, clock, self._stamps)
         self._inbox = Inbox(loop)
         await self._connections.find()
         self._start = loop.time() + READY_S
@@ -217,10 +196,12 @@ class _Driver:
             self._send(due)
         self._check_end()
 
-    def _send_next(self, due: float) -> None:
-        """Closed loop: a user who is free since `due` sends the next request."""
+    def _send_next(self, free_since: float) -> None:
+        """Closed loop: a user who is free since then sends the next request."""
         if not self._is_stopped and len(self._flights) < self._workload.batch_size:
-            self._send(due)
+            now = self._loop.time()
+            self._idle_s += now - free_since
+            self._send(now)
 
     def _send(self, due: float) -> None:
         index = len(self._flights)
@@ -240,9 +221,8 @@ class _Driver:
         self._ended += 1
         self._failed += flight.status != "ok"
         if self._concurrency is not None and not self._is_stopped:
-            now = self._loop.time()
-            self._loop.call_soon(self._send_next, now)
-            # a server that refuses at once must not make the loop spin without a look at the rest
+            # not at once: a server that refuses everything would keep the loop from all else
+            self._loop.call_soon(self._send_next, self._loop.time())
         self._loop.call_soon(self._check_end)
 
     def _check_end(self) -> None:
@@ -260,46 +240,19 @@ class _Driver:
             flight.cancel("interrupted")
         self._check_end()
 
-    def result(self, interrupted: bool, limits: Limits | None, meta: dict[str, Any]) -> LoadRun:
-        """After the thread's end: everything as a trace."""
-        pairs = [flight.request(self._start) for flight in self._flights]
-        flights = self._flights
-        delays = [flight.sent - flight.due for flight in flights]
-        events = sum(len(flight.answer.arrivals) for flight in flights)
-        verdict = judge(
-            delays, self._watch, self._wall_s, self._cpu_s, events, self._clock_steps, limits
+    def record(self) -> Record:
+        """After the thread's end: what happened."""
+        return Record(
+            target=self._target,
+            workload=self._workload,
+            concurrency=self._concurrency,
+            flights=self._flights,
+            start=self._start,
+            watch=self._watch,
+            wall_s=self._wall_s,
+            cpu_s=self._cpu_s,
+            idle_s=self._idle_s,
+            clock_steps=self._clock_steps,
+            has_precedence=self._has_precedence,
+            kernel_stamps=self._connections.kernel_stamps,
         )
-        sources = Counter(counted.source for request, counted in pairs if request.status == "ok")
-        differing = [
-            [request.id, request.output_tokens, counted.usage_tokens]
-            for request, counted in pairs
-            if counted.disagrees
-        ]
-        short = sum(
-            request.status == "ok" and request.output_tokens < flight.spec.output_len
-            for (request, _), flight in zip(pairs, flights, strict=True)
-        )
-        trace = Trace(
-            tuple(request for request, _ in pairs),
-            {
-                "label": "measured",
-                "backend": "http",
-                "api": self._target.api,
-                "model": self._target.model,
-                "loop": "open" if self._concurrency is None else "closed",
-                "concurrency": self._concurrency,
-                "seed": int(self._workload.seed),
-                "interrupted": interrupted,
-                "unsent": self._workload.batch_size - len(flights),
-                "resent": sum(flight.was_resent for flight in flights),
-                "short_answers": short,
-                "tokens_from": dict(sorted(sources.items())),
-                "usage_disagrees": len(differing),
-                "usage_examples": differing[:MOST_EXAMPLES],  # id, tokens counted, usage
-                "client": verdict.to_dict(),
-                "client_has_precedence": self._has_precedence,
-                **meta,
-            },
-        )
-        ids = [[t for c in f.answer.chunks for t in c.token_ids or ()] for f in flights]
-        return LoadRun(trace, ids, [f.answer.text() for f in flights], verdict, interrupted)

@@ -6,8 +6,10 @@ it is void:
 - **Late sends.** A send is late when it left more than `late_s` after it was due. The limit is
   that of the calibration: an error of up to 2 ms is allowed in one of a hundred times. A run with
   more than 1 % late sends has a p99 of its send error above that. One single late send voids no
-  run: of fewer than a hundred it is no share yet. In a closed loop a request is due when the one
-  before it ended.
+  run: of fewer than a hundred it is no share yet.
+- **Idle users.** A closed loop has no times that requests could miss: a request is due when it is
+  sent. There the client can only leave its users idle between an answer and the next request, and
+  less load is on the server than was said. Above 1 % of the users' time the run is void.
 - **A busy client.** The share of one core that the client's thread used, over the run and in its
   busiest second. A single server's queue is short below half load and grows without bound near
   full load.
@@ -41,6 +43,7 @@ class Limits:
 
     late_s: float = 2e-3
     late_ratio: float = 0.01
+    idle_ratio: float = 0.01
     cpu_ratio: float = 0.6
     busiest_cpu_ratio: float = 0.9
 
@@ -49,7 +52,8 @@ class Limits:
 class Verdict:
     """Whether a run counts, why not, and the figures behind it.
 
-    `late_ratio` is the share of late sends, `cpu_ratio` the client's share of one core and
+    `late_ratio` is the share of late sends, `idle_ratio` the share of the users' time of a closed
+    loop in which the client kept them waiting, `cpu_ratio` the client's share of one core and
     `busiest_cpu_ratio` that of its busiest second (None for a run shorter than that).
     """
 
@@ -58,6 +62,7 @@ class Verdict:
     sends: int
     late_sends: int
     late_ratio: float
+    idle_ratio: float
     send_delay_p99_s: float
     send_delay_max_s: float
     lag_median_s: float
@@ -110,6 +115,7 @@ def judge(
     cpu_s: float,
     events: int,
     clock_steps: int = 0,
+    idle_ratio: float = 0.0,
     limits: Limits | None = None,
 ) -> Verdict:
     """The verdict on a run: `delays_s` [sends] is how long after it was due each request left."""
@@ -123,6 +129,11 @@ def judge(
         reasons.append(
             f"{late} of {len(delays_s)} requests left more than {limits.late_s * 1e3:g} ms after "
             f"they were due, above {limits.late_ratio:.0%}: the machine is too busy for the client"
+        )
+    if idle_ratio > limits.idle_ratio:
+        reasons.append(
+            f"users were idle for {idle_ratio:.1%} of their time, above {limits.idle_ratio:.0%}: "
+            "the client is too slow for that many of them"
         )
     if cpu_ratio > limits.cpu_ratio and wall_s >= WINDOW_S:
         reasons.append(
@@ -142,6 +153,7 @@ def judge(
         sends=len(delays_s),
         late_sends=late,
         late_ratio=late_ratio,
+        idle_ratio=idle_ratio,
         send_delay_p99_s=_quantile(delays_s, 99),
         send_delay_max_s=max(delays_s, default=0.0),
         lag_median_s=_quantile(watch.lags_s, 50),

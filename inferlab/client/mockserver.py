@@ -139,7 +139,8 @@ class Peer:
             self._answer(200, {"choices": [{"text": "all at once"}]})
         elif fault != "silent":
             entry = {"received": arrived, "writes": []}
-            self._server.log[request_id] = entry
+            log = self._server.log  # not every client gives its requests a name
+            log[request_id or f"unnamed-{len(log)}"] = entry
             Stream(self._server, self._socket, asked, tokens, fault, entry).start()
 
 

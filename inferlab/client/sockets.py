@@ -88,14 +88,15 @@ class StampedSocket:
         sock: socket.socket,
         clock: WallClock,
         receiver: Receiver | None = None,
+        wants_stamps: bool = True,
     ) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._stamps = False
-        if sys.platform == "linux":
+        self.has_stamps = False
+        if wants_stamps and sys.platform == "linux":
             with suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-                self._stamps = True
+                self.has_stamps = True
         self.receiver = receiver
         self.is_open = True
         self._loop, self._sock, self._clock = loop, sock, clock
@@ -126,7 +127,7 @@ class StampedSocket:
 
     def _read(self) -> None:
         try:
-            if self._stamps:
+            if self.has_stamps:
                 data, ancillary, _, _ = self._sock.recvmsg(_READ_BYTES, 64)
             else:
                 data, ancillary = self._sock.recv(_READ_BYTES), ()
