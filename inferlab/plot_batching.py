@@ -66,6 +66,20 @@ def steps(ax: Axes, rows: Sequence[Mapping]) -> None:
     ax.legend(loc="upper left")
 
 
+def waits_by_load(ax: Axes, loads: Sequence[float], curves: Mapping[str, Sequence[float]]) -> None:
+    """Mean wait in services of one request by load, a line a policy; where it ends it has no mean."""
+    if not curves:
+        raise UserError("a figure of waits needs at least one policy")
+    for policy, values in curves.items():
+        style, shown = style_of(policy), np.array(values, dtype=float)
+        shown[~np.isfinite(shown)] = np.nan
+        ax.plot(loads, shown, style.linestyle, color=style.color, lw=2, label=policy)
+    ax.axvline(1, color=QUIET, ls=":", lw=1.2)
+    ax.set(xlabel="load (1: all that one at a time can serve)", ylim=(0, 6), xlim=(0, None),
+           ylabel="mean wait (services of one request)")  # fmt: skip
+    ax.legend(loc="upper right")
+
+
 def waits(ax: Axes, rows: Sequence[Mapping], load: float) -> None:
     """Mean waits at one load by policy: theory as a line, the range of short runs as a bar,
     the emulated run as a cross, the measured one as its policy's marker.

@@ -25,7 +25,6 @@ from inferlab.metrics import e2e_s, tpot_s, ttft_s
 from inferlab.models.decoder import Decoder
 from inferlab.models.placement import dtype_name
 from inferlab.recorder import Case
-from inferlab.records import Record
 from inferlab.serving.batcher import BatchPolicy, static
 from inferlab.serving.waits import batch_sizes_seen, batches_of, waits_s
 from inferlab.trace import Trace
@@ -69,17 +68,6 @@ def service_case(
         "tpot_s": (service_s - read_s) / steps, "prefill_s": read_s, "service_s": service_s
     }  # fmt: skip
     return Case(run, params, predicted)
-
-
-def step_times(record: Record) -> StepTimes:
-    """What an emulation is fed with: the medians of the service cases of a record."""
-    prefill_s, step_s = {}, {}
-    for name in record.cases(phase="service"):
-        params = record.manifest.cases[name].params
-        tokens = params["batch_size"] * params["prompt_len"]
-        prefill_s[tokens] = record.estimate(name, "prefill_s").value
-        step_s[params["batch_size"]] = record.estimate(name, "tpot_s").value
-    return StepTimes(prefill_s, step_s)
 
 
 def prefill_case(

@@ -84,6 +84,17 @@ def is_past_knee(record: Record) -> bool:
     return cost.reaches_knee({row["batch_size"]: row["tpot_s"] for row in frontier_rows(record)})
 
 
+def step_times(record: Record) -> StepTimes:
+    """What an emulation is fed with: the medians of the service cases of a record."""
+    prefill_s, step_s = {}, {}
+    for name in record.cases(phase="service"):
+        params = record.manifest.cases[name].params
+        tokens = params["batch_size"] * params["prompt_len"]
+        prefill_s[tokens] = record.estimate(name, "prefill_s").value
+        step_s[params["batch_size"]] = record.estimate(name, "tpot_s").value
+    return StepTimes(prefill_s, step_s)
+
+
 def load_rows(record: Record, lengths: str = "equal") -> list[Row]:
     """Means of each server under load: batches, wait, TTFT, TPOT, E2E, throughput, cost."""
     rows = []
