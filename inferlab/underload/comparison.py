@@ -6,7 +6,8 @@
 
 Each peer's case stands behind one of ours, which does the same job a moment before, so that a
 drift of the machine falls on both; ours reports in the peer's words. A ratio beside one is then a
-difference between the clients, not between definitions and not between minutes.
+difference between the clients, not between definitions and not between minutes. What a client adds
+by itself is told by `known_delay_case`.
 Chapter: chapters/46_serving_under_load.md    Lab: labs/46_serving_under_load.ipynb
 """
 
@@ -15,10 +16,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 
 from inferlab.client.drive import LoadRun, drive
+from inferlab.client.mock import MockServer
 from inferlab.client.prompts import in_words, open_tokenizer, texts, word_tokens
 from inferlab.client.target import Target
 from inferlab.errors import MeasurementError
@@ -113,6 +116,39 @@ def comparison_cases(
         cases[f"{stem}-ours"] = client_case(name, job, server.kind)
         cases[stem] = peer_case(name, job, server.kind)
     return cases
+
+
+def known_delay_case(
+    client: str, tokenizer: Path, *, concurrency: int = 1, num_requests: int = 16,
+    ttft_s: float = 0.05, itl_s: float = 0.02,
+) -> Case:  # fmt: skip
+    """What a client ("inferlab" or a peer) adds to times that are known: those of the mock server.
+
+    Metrics: median TTFT and time per token as the client reports them, less what the server logged
+    (`ttft_error_s`, `tpot_error_s`), and what it logged.
+    """
+
+    def run() -> dict[str, float]:
+        with MockServer(ttft_s=ttft_s, itl_s=itl_s) as mock:
+            server = ServerUnderTest("mock", mock.url, "mock", tokenizer)
+            job = make_job(server, 64, 32, num_requests, concurrency)
+            if client == "inferlab":
+                seen = as_reported_by("aiperf", our_run(job).trace)  # the plainest definitions
+            else:
+                seen = read_report(client, run_peer(client, job))
+            logged = [entry for entry in mock.log().values() if len(entry.writes) == job.output_len]
+        first_s = median(entry.writes[0] - entry.received for entry in logged)
+        token_s = median(
+            (entry.writes[-1] - entry.writes[0]) / (job.output_len - 1) for entry in logged
+        )
+        return {
+            "ttft_error_s": seen["ttft_s"] - first_s, "tpot_error_s": seen["tpot_s"] - token_s,
+            "logged_ttft_s": first_s, "logged_tpot_s": token_s,
+        }  # fmt: skip
+
+    params = {"phase": "known-delays", "client": client, "concurrency": concurrency,
+              "num_requests": num_requests, "server": "mock"}  # fmt: skip
+    return Case(run, params)
 
 
 def agreement(record: Record) -> pd.DataFrame:
