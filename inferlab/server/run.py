@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import signal
 import socket
@@ -67,7 +68,10 @@ def serve(options: ServeOptions, ready: Callable[[str], None], warn: Callable[[s
             num_slots=options.max_num_seqs,
             num_threads=options.threads,
         )
-        asyncio.run(run_server(create_app(model, worker), worker, listener, model.name, ready))
+        app = create_app(model, worker)
+        gc.collect()
+        gc.freeze()  # what lives as long as the server need not be searched again and again
+        asyncio.run(run_server(app, worker, listener, model.name, ready))
 
 
 def build_engine(options: ServeOptions) -> tuple[Any, ServedModel]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import http.client
 import json
 import socket
 import sys
@@ -174,6 +175,33 @@ class TestServer:
 def http_post(path: str, body: bytes) -> bytes:
     head = f"POST {path} HTTP/1.1\r\nhost: tiny\r\ncontent-length: {len(body)}\r\n\r\n"
     return head.encode() + body
+
+
+def status_and_error(raw):
+    """Status and error of a refusal that came on a raw connection."""
+    response = http.client.HTTPResponse(raw)
+    response.begin()
+    body = response.read()
+    assert response.getheader("content-type") == "application/json", body
+    return response.status, json.loads(body)["error"], response.headers
+
+
+def open_stream(port, **fields):
+    """A raw connection on which a stream has begun."""
+    raw = socket.create_connection(("127.0.0.1", port), timeout=20)
+    body = {"model": "tiny", "prompt": [1], "max_tokens": 50, "stream": True, **fields}
+    raw.sendall(http_post("/v1/completions", json.dumps(body).encode()))
+    assert raw.recv(65536).startswith(b"HTTP/1.1 200 ")
+    return raw
+
+
+def rest_of(raw):
+    data = b""
+    while part := raw.recv(65536):
+        data += part
+        if b"[DONE]" in data:
+            break
+    return data
 
 
 def wait_until(condition, timeout_s=20.0):

@@ -1,0 +1,136 @@
+"""Between the engine's thread and the loop: pieces, refusals, and what happens at the end."""
+
+import asyncio
+
+import pytest
+from server_examples import ScriptedEngine
+
+from inferlab.errors import MeasurementError
+from inferlab.server.schema import ApiError
+from inferlab.server.worker import MAX_TAKEN, ClientGone, EngineWorker, TokenStream
+
+
+def run(scenario, engine=None, **options):
+    """`scenario(worker)` on a loop, with the worker's thread running."""
+
+    async def main():
+        worker = EngineWorker(engine or ScriptedEngine(), **options)
+        worker.start()
+        try:
+            return await scenario(worker)
+        finally:
+            await worker.close()
+
+    return asyncio.run(asyncio.wait_for(main(), 20))
+
+
+async def all_tokens(worker, stream):
+    taken = []
+    while not taken or taken[-1][1] is None:
+        taken += await stream.take()
+    worker.release(stream)
+    return taken
+
+
+def test_tokens_come_in_order_with_the_reason_last():
+    async def scenario(worker):
+        worker.submit(stream := TokenStream("a", [1], 5))
+        return await all_tokens(worker, stream)
+
+    taken = run(scenario)
+    assert taken == [(2, None), (3, None), (4, None), (5, None), (6, "length")]
+
+
+def test_what_waited_long_comes_in_bounded_pieces():
+    async def scenario(_):
+        stream = TokenStream("a", [1], 1000)
+        for token in range(1000):
+            stream.push(token, None)
+        sizes = [len(await stream.take()) for _ in range(1000 // MAX_TAKEN)]
+        return sizes, len(stream.pending)
+
+    sizes, left = run(scenario)
+    assert set(sizes) == {MAX_TAKEN} and left == 1000 % MAX_TAKEN
+
+
+def test_tokens_come_before_an_error_and_nothing_after_the_client_left():
+    async def scenario(_):
+        stream = TokenStream("a", [1], 5)
+        stream.push(3, None)
+        stream.fail(ApiError(500, "broken"))
+        assert await stream.take() == [(3, None)]
+        with pytest.raises(ApiError, match="broken"):
+            await stream.take()
+        stream.push(4, None)
+        stream.leave()
+        with pytest.raises(ClientGone):
+            await stream.take()
+
+    run(scenario)
+
+
+def test_a_request_that_left_before_the_engine_saw_it_is_not_added():
+    engine = ScriptedEngine(step_s=0.05)
+
+    async def scenario(worker):
+        worker.submit(running := TokenStream("a", [1], 3))
+        await running.take()  # the engine is in a step now
+        worker.submit(late := TokenStream("b", [1], 3))
+        worker.release(late)
+        await all_tokens(worker, running)
+
+    run(scenario, engine)
+    assert [seen[0] for seen in engine.seen] == ["a"]
+
+
+def test_a_place_is_free_again_when_an_answer_is_over():
+    async def scenario(worker):
+        worker.submit(stream := TokenStream("a", [1], 3))
+        with pytest.raises(ApiError, match="as many as this server takes") as caught:
+            worker.submit(TokenStream("b", [1], 3))
+        assert caught.value.status == 429
+        await all_tokens(worker, stream)
+        worker.submit(stream := TokenStream("c", [1], 3))
+        await all_tokens(worker, stream)
+
+    run(scenario, max_open=1)
+
+
+def test_the_engines_own_full_queue_is_429():
+    class Full(ScriptedEngine):
+        def add_request(self, *_, **__):
+            raise MeasurementError("as many wait as may")
+
+    async def scenario(worker):
+        worker.submit(stream := TokenStream("a", [1], 3))
+        with pytest.raises(ApiError, match="as many wait") as caught:
+            await stream.take()
+        return caught.value
+
+    error = run(scenario, Full())
+    assert error.status == 429 and error.headers["retry-after"]
+
+
+def test_a_failed_engine_takes_no_more_requests():
+    async def scenario(worker):
+        worker.submit(stream := TokenStream("a", [1], 30))
+        with pytest.raises(ApiError, match="the engine failed"):
+            await all_tokens(worker, stream)
+        assert worker.failure.startswith("RuntimeError")
+        with pytest.raises(ApiError) as caught:
+            worker.submit(TokenStream("b", [1], 3))
+        return caught.value.status
+
+    assert run(scenario, ScriptedEngine(fail_at=3)) == 503
+
+
+def test_closing_ends_the_thread_and_tells_who_waits():
+    stream = TokenStream("a", [1], 10**6)
+
+    async def scenario(worker):
+        worker.submit(stream)
+        await stream.take()
+        return worker
+
+    worker = run(scenario, ScriptedEngine(step_s=0.001))
+    assert not worker._thread.is_alive() and stream.error.status == 503
