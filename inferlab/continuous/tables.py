@@ -101,22 +101,27 @@ class Choice:
     output_tok_per_s: float
 
 
-def best_within(record: Record, policy: str, budget_s: float) -> Choice | None:
-    """The most output that `policy` gives with a p95 TPOT of at most `budget_s`; None: never."""
+def best_within(
+    record: Record, policy: str, budget_s: float, most_seqs: int | None = None
+) -> Choice | None:
+    """The most output that `policy` gives with a p95 TPOT of at most `budget_s`; None: never.
+
+    `most_seqs`: with no more rows than that, each of which takes memory.
+    """
     found = []
     for name in record.cases(phase="budget", policy=policy):
         if not record.metrics(name):
             continue
         tpot_s = record.estimate(name, "tpot_p95_s").value
-        if tpot_s <= budget_s:
-            rows = record.manifest.cases[name].params["max_num_seqs"]
+        rows = record.manifest.cases[name].params["max_num_seqs"]
+        if tpot_s <= budget_s and rows <= (most_seqs or rows):
             found.append(Choice(name, rows, tpot_s, record.estimate(name, THROUGHPUT).value))
     return max(found, key=lambda choice: choice.output_tok_per_s, default=None)
 
 
-def gain_within(record: Record, budget_s: float) -> Estimate | None:
+def gain_within(record: Record, budget_s: float, most_seqs: int | None = None) -> Estimate | None:
     """Continuous over static, each at its best size within one budget; None when one has none."""
-    best = [best_within(record, policy, budget_s) for policy in ("static", "continuous")]
+    best = [best_within(record, policy, budget_s, most_seqs) for policy in ("static", "continuous")]
     if None in best:
         return None
     return record.ratio(best[0].case, best[1].case, THROUGHPUT)
