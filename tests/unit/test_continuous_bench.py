@@ -182,8 +182,10 @@ def test_intrusions_start_with_the_whole_prompt():
 
 
 def test_an_engine_without_a_bare_loop_is_refused():
-    loops = [(loop.replace(" ", "-"), {"phase": "steady", "loop": loop}, {"step_tok_per_s": rate}, {})
-             for loop, rate in (("engine", 95.0), ("bare static", 100.0))]  # fmt: skip
+    loops = [
+        (f"steady/{i}", {"phase": "steady", "loop": loop}, {"step_tok_per_s": rate}, {})
+        for i, (loop, rate) in enumerate((("engine", 95.0), ("bare static", 100.0)))
+    ]
     assert tables.engine_over_bare(record(*loops)).value == pytest.approx(0.95)
     with pytest.raises(UserError, match="bare loop"):
         tables.engine_over_bare(record(loops[0]))
