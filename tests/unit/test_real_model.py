@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from inferlab.backends import load_backend
+from inferlab.backends.engine import EngineBackend
+from inferlab.decoding import generate
 from inferlab.models.load import load_tokenizer
 from inferlab.workload import unequal_batch
 
@@ -27,6 +29,17 @@ def test_greedy_tokens_are_those_of_transformers_for_unequal_prompts():
     workload = unequal_batch(49152, [5, 33, 1, 16], [16, 16, 16, 7], seed=5)
     expected = loaded("hf", "smollm2-135m", "float32").run(workload).token_ids
     assert loaded("torch", "smollm2-135m", "float32").run(workload).token_ids == expected
+
+
+def test_the_engine_writes_the_same_in_chunks_and_with_preemption():
+    workload = unequal_batch(49152, [50, 70, 1, 30], [16, 16, 16, 7], seed=5)
+    decoder = loaded("torch", "smollm2-135m", "float32").decoder
+    expected = generate(decoder, [r.prompt_token_ids for r in workload.requests], [16, 16, 16, 7])
+    engine = EngineBackend(
+        decoder, num_blocks=9, max_num_seqs=3, chunk_size=24, max_num_batched_tokens=32
+    )
+    run = engine.run(workload)
+    assert run.token_ids == expected and run.trace.meta["num_preempted"] > 0
 
 
 def test_the_model_speaks():
