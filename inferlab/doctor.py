@@ -21,6 +21,7 @@ NEEDED = ("torch", "transformers", "safetensors", "numpy", "pandas", "pyarrow", 
 FOR_THE_BOOK = ("jupyter-book", "nbval", "nbclient")
 # Other people's low-bit kernels: without them those cases are skipped.
 PEERS = ("torchao", "onnxruntime-gpu", "onnxruntime-genai-cuda", "onnx", "onnx-ir", "onnxscript")
+FOR_SERVING = ("fastapi", "uvicorn", "httptools", "prometheus-client", "aiohttp")
 DISK_BYTES = 3e9  # the model and its ONNX exports, records and the built book
 
 
@@ -75,6 +76,7 @@ def _packages() -> Iterator[Finding]:
     for names, state, fix in (
         (NEEDED, "fail", "`make book` installs it; on a box without internet `make gpu-install`"),
         (FOR_THE_BOOK, "warn", "needed to build and test the book: `make book`"),
+        (FOR_SERVING, "warn", "`inferlab serve` and `load`: `pip install -r requirements.txt`"),
         (PEERS, "warn", "peers of chapter 10: `pip install -r requirements.txt`"),
     ):
         for name in names:

@@ -1,5 +1,6 @@
 """`inferlab serve`: our engine behind an OpenAI-compatible streaming API."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -46,6 +47,7 @@ def serve(
     Prints one line when it is ready. The first Ctrl-C or SIGTERM lets open answers finish, a second
     one ends them.
     """
+    _check_packages()
     from inferlab.server.run import ServeOptions
     from inferlab.server.run import serve as serve_model
 
@@ -63,8 +65,18 @@ def serve(
     serve_model(options, ready=_ready, warn=print_note)
 
 
-def _ready(line: str) -> None:
-    typer.echo(line)
-    import sys
+def _check_packages() -> None:
+    from importlib.util import find_spec
 
+    from inferlab.errors import UserError
+
+    for name in ("fastapi", "uvicorn", "httptools", "prometheus_client"):
+        if find_spec(name) is None:
+            raise UserError(
+                f"serving needs {name.replace('_', '-')}: `pip install -r requirements.txt`"
+            )
+
+
+def _ready(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
     sys.stdout.flush()  # whoever started us may wait for it

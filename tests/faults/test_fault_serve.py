@@ -5,6 +5,7 @@ INFERLAB_SOAK_S=600 makes the run under mixed load as long as it should be befor
 
 import concurrent.futures
 import http.client
+import importlib.util
 import json
 import os
 import random
@@ -171,6 +172,15 @@ def metrics_page(port):
 def test_wrong_options_end_with_one_line(call, arguments, words):
     code, out, err = call("serve", "--port", "0", *arguments)
     assert code == 2 and out == "" and words in only_error(err)
+
+
+@pytest.mark.parametrize("name", ["fastapi", "prometheus_client"])
+def test_a_missing_package_is_named(call, monkeypatch, name):
+    find = importlib.util.find_spec
+    hidden = (name,)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n in hidden else find(n))
+    code, _, err = call("serve", "--port", "0")
+    assert code == 2 and f"serving needs {name.replace('_', '-')}: `pip" in only_error(err)
 
 
 def test_a_taken_port_is_said_before_the_model_is_loaded(call):

@@ -5,9 +5,7 @@ Signals, mixed load for a time, and the command line: test_fault_serve.py.
 
 import concurrent.futures
 import json
-import os
 import random
-import socket
 import threading
 import time
 from contextlib import suppress
@@ -58,14 +56,13 @@ def test_a_body_that_is_no_request_gets_400_in_one_line(server, path, body):
 
 def test_bytes_that_are_no_http_end_only_their_connection(server):
     post = b"POST /v1/completions HTTP/1.1\r\n"
-    garbage = (b"\x16\x03\x01\x02\x00\x01", b"GET\r\n\r\n", os.urandom(2000), b"A" * 200_000,
+    garbage = (b"\x16\x03\x01\x02\x00\x01", b"GET\r\n\r\n", bytes(range(256)) * 8, b"A" * 200_000,
                post + b"content-length: -5\r\n\r\n",
                post + b"transfer-encoding: chunked\r\n\r\nzz\r\n")  # fmt: skip
     for data in garbage:
         # what the server did not read is thrown away, and the connection with it
-        with server.connect() as raw, suppress(ConnectionResetError):
+        with server.connect() as raw, suppress(ConnectionError):
             raw.sendall(data)
-            raw.shutdown(socket.SHUT_WR)
             while raw.recv(65536):
                 pass
     assert server.post().status_code == 200

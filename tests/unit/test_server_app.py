@@ -4,7 +4,7 @@ import http.client
 import json
 
 import pytest
-from server_examples import ScriptedEngine, TestServer, events, wait_until
+from server_examples import CLIENT, ScriptedEngine, TestServer, events, wait_until
 
 from inferlab.decoding.sampling import GREEDY
 
@@ -97,12 +97,10 @@ def test_a_stop_string_ends_the_answer_and_the_work_on_it(server, stream):
 
 def test_the_usual_number_of_tokens(server):
     body = {"model": "tiny", "prompt": "20 21"}
-    import httpx
-
-    answer = httpx.post(server.url + "/v1/completions", json=body).json()
+    answer = CLIENT.post(server.url + "/v1/completions", json=body).json()
     assert answer["usage"]["completion_tokens"] == 16  # as OpenAI's API
     chat = {"model": "tiny", "messages": [{"role": "user", "content": "10"}]}
-    answer = httpx.post(server.url + "/v1/chat/completions", json=chat | {"ignore_eos": True})
+    answer = CLIENT.post(server.url + "/v1/chat/completions", json=chat | {"ignore_eos": True})
     assert answer.json()["usage"]["total_tokens"] == 128  # to the end of the context
 
 
