@@ -55,4 +55,4 @@ screenshots: env  ## pictures of every page, wide and phone, light and dark, in 
 
 clean:  ## remove builds and caches; keeps .venv and this machine's records
 	@rm -rf _build .make .pytest_cache .ruff_cache .hypothesis build *.egg-info
-	@find . -name __pycache__ -type d -not -path "./.venv/*" -prune -exec rm -rf {} +
+	@find . -name __pycache__ -type d -not -path "./.venv/*" -not -path "./.peers/*" -prune -exec rm -rf {} +

@@ -31,7 +31,7 @@ def tracked(*suffixes: str) -> list:
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if listed.returncode:
-        skip = {".venv", "_build", ".make", ".wheelhouse", "build"}
+        skip = {".venv", ".peers", "_build", ".make", ".wheelhouse", "build"}
         found = [p for p in ROOT.rglob("*") if p.is_file()
                  and not skip & set(p.relative_to(ROOT).parts)]  # fmt: skip
     else:

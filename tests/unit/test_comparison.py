@@ -95,3 +95,11 @@ def test_without_such_cases_the_table_is_empty():
     case = Case(lambda: {"ttft_s": 1.0}, {"client": "inferlab"})
     stop = StopRule(min_rounds=1, max_rounds=1, warmup_rounds=0)
     assert agreement(recorder.measure("other", {"a": case}, stop)).empty
+
+
+def test_our_client_adds_next_to_nothing_to_known_delays(tokenizer):
+    case = comparison.known_delay_case("inferlab", tokenizer, num_requests=2, itl_s=0.005)
+    values = case.run()
+    assert values["logged_ttft_s"] == pytest.approx(0.05, rel=0.1)
+    assert abs(values["ttft_error_s"]) < 0.01 and abs(values["tpot_error_s"]) < 0.001
+    assert case.params["phase"] == "known-delays" and case.params["client"] == "inferlab"
