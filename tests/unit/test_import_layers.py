@@ -77,8 +77,8 @@ WITHOUT_TORCH = {"models.config", "models.cost", "quant.formats", "serving.seque
                  "continuous.emulate", "continuous.ladder", "continuous.tables",
                  "continuous.tails", "plot_continuous",
                  "underload.leash", "underload.servers", "underload.peers", "underload.peerreports",
-                 "underload.comparison", "underload.honestpages",
-                 "underload.cost", "underload.emulate", "underload.tables", "plot_underload"}  # fmt: skip
+                 "underload.comparison", "underload.honestpages", "underload.cost",
+                 "underload.emulate", "underload.tables", "plot_underload"}  # fmt: skip
 MAY_IMPORT_TORCH = {"hardware.probes"}
 
 
