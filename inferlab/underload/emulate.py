@@ -9,16 +9,19 @@ Chapter: chapters/46_serving_under_load.md    Lab: labs/46_serving_under_load.ip
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from inferlab.errors import UserError
 from inferlab.kvcache.blocks import BlockManager
 from inferlab.lengths import Lengths
+from inferlab.metrics import SLO, summarize
 from inferlab.serving.scheduler import Scheduler, StepPlan
 from inferlab.serving.sequence import Sequence
 from inferlab.trace import Request, Trace
 from inferlab.underload.cost import StepModel
+from inferlab.workload import poisson_times
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,27 @@ class EmulatedServer:
             raise UserError("a closed loop needs a request and a client at least")
         first = [(0.0, index) for index in range(min(concurrency, len(lengths)))]
         return self._run(lengths, first, closed=True)
+
+    def max_rate(
+        self, lengths: Seq[Lengths], slo: SLO, good_ratio: float, above_req_per_s: float,
+        seed: int = 0,
+    ) -> float:  # fmt: skip
+        """Largest Poisson rate at which `good_ratio` of the requests meet `slo`, by bisection.
+
+        `above_req_per_s` must fail; 0 when even a thousandth of it does.
+        """
+        low, high = above_req_per_s / 1000, above_req_per_s
+
+        def meets(rate: float) -> bool:
+            trace = self.open_loop(lengths, poisson_times(len(lengths), rate, seed))
+            return summarize(trace, slo).goodput.attainment_ratio >= good_ratio
+
+        if not meets(low):
+            return 0.0
+        while high > 1.01 * low:
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if meets(middle) else (low, middle)
+        return low
 
     def step_s(self, plan: StepPlan) -> float:
         """Seconds of one step: prompts and tokens of a mixed step share its fixed part."""
