@@ -107,7 +107,7 @@ def load(
     )
     plan = LoadPlan(
         model=model,
-        rate_req_per_s=None if concurrency is not None else rate or 1.0,
+        rate_req_per_s=None if concurrency is not None else 1.0 if rate is None else rate,
         concurrency=concurrency,
         num_requests=num_requests or (None if duration_s else 100),
         duration_s=duration_s,
@@ -141,7 +141,7 @@ def load(
             return point
 
         alone_s = warm_up(target, plan, max(warmup, 1) if many and rate is None else warmup)
-        start = rate or START_SHARE / max(alone_s or 1.0, 1e-3)
+        start = rate if rate is not None else START_SHARE / max(alone_s or 1.0, 1e-3)
         if max_rate:
             found = find_max_rate(measure, start, goodput_ratio, precision)
             result = {

@@ -68,8 +68,9 @@ def save_traces(points: list[LoadPoint], path: Path, many: bool) -> list[Path]:
 
 def _title(point: LoadPoint) -> str:
     plan = point.plan
-    loop = "open loop" if plan.concurrency is None else f"closed loop of {plan.concurrency}"
-    return f"{plan.model[:60]}, {loop}, {plan.arrivals} arrivals, {point.mix}"
+    is_open = plan.concurrency is None
+    loop = f"open loop, {plan.arrivals}" if is_open else f"closed loop of {plan.concurrency}"
+    return f"{plan.model[:60]}, {loop}, {point.mix}"
 
 
 def _cells(point: LoadPoint) -> list[str]:
@@ -80,7 +81,7 @@ def _cells(point: LoadPoint) -> list[str]:
         return ["-"] * len(_COLUMNS)
     good = summary.goodput
     return [
-        format_number(point.offered_req_per_s),
+        "" if point.plan.concurrency else format_number(point.offered_req_per_s),
         format_number(summary.requests_per_s),
         f"{summary.counts['ok']}/{summary.counts['requests']}",
         format_seconds(summary.ttft_s.median),

@@ -201,9 +201,10 @@ class _Driver:
         if not self._is_stopped and len(self._flights) < self._workload.batch_size:
             now = self._loop.time()
             self._idle_s += now - free_since
-            self._send(now)
+            flight = self._send(now)
+            flight.due = flight.sent
 
-    def _send(self, due: float) -> None:
+    def _send(self, due: float) -> Flight:
         index = len(self._flights)
         flight = Flight(
             self._workload.requests[index],
@@ -216,6 +217,7 @@ class _Driver:
         )
         self._flights.append(flight)
         flight.start()
+        return flight
 
     def _flight_ended(self, flight: Flight) -> None:
         self._ended += 1

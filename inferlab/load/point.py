@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from inferlab.client.drive import LoadRun, Progress, drive
 from inferlab.client.target import Target
@@ -71,9 +72,9 @@ def run_point(
 ) -> LoadPoint:
     """Send the plan's requests and fold the trace; the plan is in the trace's meta."""
     prepared = prepare(plan)
-    settings = {
-        key: value for key, value in plan.to_dict().items() if key not in ("model", "tokenizer")
-    }
+    # no path of this machine goes into a trace
+    settings = {**plan.to_dict(), "lengths": Path(plan.lengths).name}
+    settings = {key: settings[key] for key in settings if key not in ("model", "tokenizer")}
     run = drive(
         target,
         prepared.workload,

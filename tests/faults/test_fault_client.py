@@ -1,0 +1,214 @@
+"""Servers that fail: every request is accounted for, nothing hangs, what came is kept."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))  # client_examples
+from client_examples import requests, scripted
+from hostile import only_error, the_error
+
+from inferlab.client.drive import drive
+from inferlab.client.mock import MockServer
+from inferlab.client.target import Target
+from inferlab.errors import MeasurementError
+from inferlab.metrics import summarize
+from inferlab.trace import load_trace, save_trace
+
+# fault -> status, words of the error, tokens that had come by then (of 8, half way at 4)
+FAILURES = {
+    "refuse": ("error", "closed the connection without an answer: Connection reset", 0),
+    "silent": ("timeout", "no end within 0.6 s; 0 chunks had come", 0),
+    "stall": ("timeout", "no end within 0.6 s; 4 chunks had come", 4),
+    "die-mid-stream": ("error", "the connection was lost mid-stream: Connection reset", 4),
+    "close-mid-stream": ("error", "the connection was lost mid-stream", 4),
+    "half-chunk": ("error", "the connection was lost within a chunk", 4),
+    "error-object": ("error", "the server's error: out of blocks", 4),
+    "not-json": ("error", "a chunk that is not JSON: {'choices': oops", 4),
+    "no-stream": ("error", "no stream but one answer", 0),
+    "http-429": ("error", "HTTP 429: the queue is full", 0),
+    "http-500": ("error", "HTTP 500: the engine is dead", 0),
+    "not-http": ("error", "no HTTP answer", 0),
+}
+
+
+@pytest.fixture(scope="module")
+def mock():
+    with MockServer(ttft_s=0.01, itl_s=0.003) as server:
+        yield server
+
+
+@pytest.mark.parametrize("concurrency", [None, 2])
+@pytest.mark.parametrize("fault", FAILURES)
+def test_every_failed_request_is_in_the_trace(mock, tmp_path, fault, concurrency):
+    target = Target(mock.url, fault, timeout_s=0.6)
+    workload = requests(4)
+    start = time.perf_counter()
+    run = drive(target, workload, concurrency=concurrency)
+    assert time.perf_counter() - start < 10
+    status, words, tokens = FAILURES[fault]
+    assert len(run.trace.requests) == 4 and run.trace.meta["unsent"] == 0
+    for request in run.trace.requests:
+        assert (request.status, request.output_tokens) == (status, tokens)
+        assert words in request.error and "127.0.0.1" not in request.error
+    summary = summarize(load_trace(save_trace(run.trace, tmp_path / "t.jsonl.gz")))
+    assert (summary.counts["failed"], summary.counts["ok"]) == (4, 0)
+    assert summary.counts["output_tokens_of_failed"] == 4 * tokens
+
+
+@pytest.mark.parametrize(
+    ("fault", "source", "tokens"),
+    [
+        ("no-usage", "no_usage", 8),
+        ("wrong-usage", "usage_refused", 8),
+        ("no-done", "chunks", 8),
+        ("empty-first-chunk", "chunks", 8),
+        ("several-tokens-a-chunk", "usage", 8),
+        ("split-writes", "chunks", 8),
+    ],
+)
+def test_odd_answers_are_counted_right_and_marked(mock, fault, source, tokens):
+    run = drive(Target(mock.url, fault, extensions=False), requests(3))
+    assert {(r.status, r.output_tokens) for r in run.trace.requests} == {("ok", tokens)}
+    assert run.trace.meta["tokens_from"] == {source: 3}
+    assert run.trace.meta["usage_disagrees"] == (3 if fault == "wrong-usage" else 0)
+    with_ids = drive(Target(mock.url, fault), requests(3)).trace
+    assert with_ids.meta["tokens_from"] == {"token_ids": 3}
+    assert with_ids.meta["usage_disagrees"] == (3 if fault == "wrong-usage" else 0)
+    if fault == "empty-first-chunk":
+        assert with_ids.requests[0].events[0][1] == 0
+
+
+def test_one_bad_request_of_three_costs_no_other(mock):
+    with MockServer(ttft_s=0.005, itl_s=0.002, fault="die-mid-stream", fault_every=3) as server:
+        run = drive(Target(server.url, "m"), requests(9), concurrency=2)
+    statuses = [r.status for r in run.trace.requests]
+    assert statuses.count("ok") == 6 and statuses.count("error") == 3
+
+
+def test_nobody_listens():
+    run = drive(Target("http://127.0.0.1:9", "m"), requests(3))
+    assert {r.status for r in run.trace.requests} == {"error"}
+    assert run.trace.requests[0].error == "cannot connect: Connection refused"
+    run = drive(Target("http://127.0.0.1:9", "m"), requests(500), concurrency=4)
+    assert len(run.trace.requests) == 500  # refused at once, and still counted
+
+
+def test_a_name_that_does_not_exist():
+    with pytest.raises(MeasurementError, match="cannot reach no-such-host.invalid"):
+        drive(Target("http://no-such-host.invalid", "m"), requests(1))
+
+
+def test_a_server_that_never_accepts_and_one_that_speaks_no_tls():
+    def play(connection, number):
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.0 400 no\r\n\r\n")
+
+    with scripted(play) as url:
+        run = drive(Target(url.replace("http", "https"), "m", timeout_s=3), requests(2))
+    assert {r.status for r in run.trace.requests} == {"error"}
+    assert "cannot connect" in run.trace.requests[0].error
+
+
+def test_a_server_that_is_killed_in_the_middle(tmp_path):
+    with MockServer(ttft_s=0.01, itl_s=0.01) as server:
+        killer = threading.Timer(1.5, os.kill, (server.pid, signal.SIGKILL))
+        killer.start()
+        run = drive(Target(server.url, "m", timeout_s=5), requests(80, 20, 25.0))
+        killer.join()
+    statuses = {r.status for r in run.trace.requests}
+    assert len(run.trace.requests) == 80 and statuses == {"ok", "error"}
+    assert sum(r.output_tokens for r in run.trace.requests if r.status == "error") > 0
+    assert load_trace(save_trace(run.trace, tmp_path / "t.jsonl")) == run.trace
+
+
+def test_garbage_without_end_is_cut_short():
+    def play(connection, number):
+        connection.recv(65536)
+        connection.sendall(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        block = b"10000\r\n" + b"data: " + b"x" * (65536 - 6) + b"\r\n"
+        while True:
+            connection.sendall(block)
+
+    with scripted(play) as url:
+        run = drive(Target(url, "m", timeout_s=20), requests(1))
+    assert "an event of more than 4 MiB" in run.trace.requests[0].error
+
+
+class Load:
+    """`inferlab load` as a process of its own."""
+
+    def __init__(self, *arguments):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "inferlab", "load", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def end(self):
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, out, err
+
+
+def test_ctrl_c_saves_what_there_is(mock, tmp_path):
+    path = tmp_path / "partial.jsonl"
+    mock.log()
+    load = Load(
+        "--url", mock.url, "--model", "m", "--rate", 50, "--num-requests", 3000,
+        "--output-len", 8, "--save-trace", path, "--json",
+    )  # fmt: skip
+    while not mock.log():  # it has begun
+        time.sleep(0.05)
+    time.sleep(1.0)
+    load.process.send_signal(signal.SIGINT)
+    code, out, err = load.end()
+    assert code == 130 and "interrupted" in the_error(err)
+    trace = load_trace(path)
+    assert 0 < len(trace.requests) < 3000 and trace.meta["interrupted"]
+    assert len(trace.requests) + trace.meta["unsent"] == 3000
+    report = json.loads(out)
+    assert report["interrupted"] and report["unsent"] == trace.meta["unsent"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--model", "http-500", "--rate", "50"), 1, "every warm-up request failed"),
+        (("--model", "http-429", "--rate", "50", "--warmup", "0"), 1, "every request failed"),
+        (("--model", "m"), 2, "choose one of --rate"),
+        (("--model", "m", "--rate", "1", "--concurrency", "2"), 2, "not --rate and --concurrency"),
+        (("--model", "m", "--rate", "0"), 2, "rate must be above 0"),
+        (("--model", "m", "--max-rate"), 2, "needs an SLO"),
+        (("--model", "m", "--sweep", "--rates", "1,x"), 2, "--rates needs numbers"),
+        (("--model", "m", "--rate", "1", "--arrivals", "tides"), 2, "unknown arrivals"),
+        (("--model", "m", "--rate", "1", "--lengths", "long"), 2, "unknown lengths"),
+        (("--model", "m", "--rate", "1", "--lengths", "no.csv"), 2, "cannot read no.csv"),
+        (("--model", "m", "--rate", "1", "--api", "chat"), 2, "need a tokenizer"),
+        (("--model", "m", "--rate", "1", "--api", "voice"), 2, "unknown API"),
+        (("--model", "m", "--rate", "1", "--save-trace", "/proc/no/t.jsonl"), 2, "/proc/no"),
+        (("--model", "m", "--rate", "1", "--slo-ttft-ms", "-1"), 2, "above zero"),
+        (("--model", "m", "--rate", "1", "--duration-s", "0.000001"), 2, "no request is due"),
+    ],
+)  # fmt: skip
+def test_load_fails_in_one_line(mock, call, arguments, code, words):
+    got, out, err = call("load", "--url", mock.url, "--num-requests", 3, *arguments)
+    assert got == code and words in the_error(err), err
+    if code == 2:
+        assert out == "" and only_error(err)
+
+
+def test_a_url_that_is_none(call):
+    for url in ("localhost:8000", "http://", "file:///etc/passwd", "http://h\n"):
+        code, out, err = call("load", "--url", url, "--model", "m", "--rate", 1)
+        assert (code, out) == (2, "") and "no address of a server" in only_error(err)
