@@ -126,6 +126,11 @@ def test_a_server_that_ends_early_is_named_with_its_last_line(fake):
         launch()
 
 
+def test_our_own_server_says_why_it_did_not_start():
+    with pytest.raises(MeasurementError, match="ended with code 2 .*unknown model 'nope'; known"):
+        launch(model="nope")
+
+
 def test_a_server_that_never_answers_is_ended(fake):
     fake("deaf")
     with pytest.raises(MeasurementError, match="did not answer within 1 s: serving fake"):
