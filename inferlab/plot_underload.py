@@ -23,10 +23,10 @@ MEDIAN_BOUND_S, P99_BOUND_S = 1e-3, 2e-3  # what the client promises
 
 
 def by_rate(
-    ax: Axes, table: pd.DataFrame, metric: str, label: str, knee_req_per_s: float,
+    ax: Axes, table: pd.DataFrame, metric: str, label: str, capacity_req_per_s: float,
     limit: float | None = None,
 ) -> None:  # fmt: skip
-    """A metric over the offered rate: measured points, the expectation dashed, the knee upright.
+    """A metric over the offered rate: measured points, expectation dashed, capacity upright.
 
     `table` is `record.table(metric)`; its cases with the parameters `phase` "sweep" and
     `rate_req_per_s` are drawn. Times have a logarithmic axis; `limit` is drawn level.
@@ -43,7 +43,7 @@ def by_rate(
             color=style.color, mec="white", label="measured")  # fmt: skip
     ax.plot(rows["rate_req_per_s"], rows["predicted"] * factor, "--", color=INK, lw=1.4,
             label="emulated")  # fmt: skip
-    ax.axvline(knee_req_per_s, color=QUIET, lw=1.2, ls=":", label="predicted knee")
+    ax.axvline(capacity_req_per_s, color=QUIET, lw=1.2, ls=":", label="predicted capacity")
     if limit is not None:
         ax.axhline(limit * factor, color=style_of("none").color, lw=1.2, label="limit")
     ax.set(xlabel=RATE, ylabel=label, xlim=(0, None))

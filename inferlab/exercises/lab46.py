@@ -18,23 +18,23 @@ CLIENTS, E2E_S = 16, 4.0  # exercise 3: users without a pause, seconds of an ans
 LATE = 2  # exercise 4: requests over the limit
 
 
-def knee_req_per_s() -> float:
+def paper_capacity() -> float:
     """Requests a second at which the batch of 32 is always full."""
     return capacity_req_per_s(MODEL, ASKED, MAX_NUM_SEQS)
 
 
-def check_knee(answer: float | None) -> str:
+def check_capacity(answer: float | None) -> str:
     """Exercise 1: the rate from which a queue grows without end."""
     step_s = MODEL.step_s(MAX_NUM_SEQS)
     return judge_number(
         answer,
-        knee_req_per_s(),
+        paper_capacity(),
         "requests/s",
         slips={
             "prompts are read by the same engine: their time counts": MAX_NUM_SEQS
             / (ASKED.decode_steps * step_s),
             "32 requests share a decode step": 1 / (ASKED.read_s + ASKED.decode_steps * step_s),
-            "that is in tokens a second": knee_req_per_s() * OUTPUT_LEN,
+            "that is in tokens a second": paper_capacity() * OUTPUT_LEN,
         },
     )
 
@@ -45,14 +45,14 @@ def rate_for_limit() -> float:
 
 
 def check_limit(answer: float | None) -> str:
-    """Exercise 2: the largest rate whose mean TPOT keeps a limit, which lies below the knee."""
+    """Exercise 2: the largest rate whose mean TPOT keeps a limit, below capacity."""
     no_prompts = (1 - MODEL.step_s(1) / TPOT_LIMIT_S) / (ASKED.decode_steps * MODEL.row_s)
     return judge_number(
         answer,
         rate_for_limit(),
         "requests/s",
         slips={
-            "that is the knee: pace breaks first": knee_req_per_s(),
+            "that is the capacity: pace breaks first": paper_capacity(),
             "decoding stands still while prompts are read": no_prompts,
         },
     )

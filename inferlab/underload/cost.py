@@ -92,7 +92,7 @@ def capacity_req_per_s(model: StepModel, asked: Demand, max_num_seqs: int) -> fl
 
 
 def expected_tpot_s(model: StepModel, asked: Demand, rate_req_per_s: float) -> float:
-    """Mean seconds a token at a Poisson rate, below the knee; inf where no batch is large enough.
+    """Mean seconds a token at a Poisson rate, below capacity; inf where no batch is large enough.
 
     Prompts take the share `rate * read_s` of the time, so decoding advances in the rest. The
     sequence itself is a row, and by Little's law `rate * decode_steps * TPOT` others are with it
@@ -105,8 +105,22 @@ def expected_tpot_s(model: StepModel, asked: Demand, rate_req_per_s: float) -> f
 
 
 def expected_running(model: StepModel, asked: Demand, rate_req_per_s: float) -> float:
-    """Mean number of sequences in decode at a rate below the knee (Little's law)."""
+    """Mean number of sequences in decode at a rate below capacity (Little's law)."""
     return rate_req_per_s * asked.decode_steps * expected_tpot_s(model, asked, rate_req_per_s)
+
+
+def knee_req_per_s(model: StepModel, asked: Demand, max_num_seqs: int) -> float:
+    """The rate at which throughput over latency is largest (Kleinrock's power), at most capacity.
+
+    An answer takes r + A / (1 - x) seconds with r to read its prompt, A decode steps alone, and
+    x = rate (r + decode_steps row_s): `expected_tpot_s` without a wait in line. Then the power
+    x (1 - x) / (r (1 - x) + A) is largest at x = (r + A - sqrt(A (r + A))) / r, near one half.
+    """
+    alone_s, read_s = asked.decode_steps * model.step_s(1), asked.read_s
+    both_s = read_s + alone_s
+    x = (both_s - math.sqrt(alone_s * both_s)) / read_s if read_s > 0 else 0.5
+    per_request_s = read_s + asked.decode_steps * model.row_s
+    return min(x / per_request_s, capacity_req_per_s(model, asked, max_num_seqs))
 
 
 def rate_within_tpot(model: StepModel, asked: Demand, limit_s: float, max_num_seqs: int) -> float:

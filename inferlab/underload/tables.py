@@ -124,7 +124,7 @@ def published(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def limits(records: Sequence[Record]) -> pd.DataFrame:
-    """Each device: its knee, its limits, and the largest rate within them, expected and found."""
+    """Each device: its capacity, its limits, and the largest rate within them, as found."""
     rows = []
     for record in records:
         for case in record.cases(phase="search"):
@@ -135,7 +135,7 @@ def limits(records: Sequence[Record]) -> pd.DataFrame:
             )
             rows.append({
                 "device": record.manifest.machine.title,
-                "knee": format_rate(info.params["knee_req_per_s"], "req/s"),
+                "capacity, predicted": format_rate(info.params["capacity_req_per_s"], "req/s"),
                 "TTFT at most": format_seconds(sweep["slo_ttft_s"], 2),
                 "TPOT at most": format_seconds(sweep["slo_tpot_s"], 2),
                 "by hand": format_rate(info.params["by_hand_req_per_s"], "req/s"),

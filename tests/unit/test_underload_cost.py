@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from inferlab.errors import UserError
 from inferlab.lengths import Lengths, constant
-from inferlab.metrics import summarize
+from inferlab.metrics import SLO, summarize
 from inferlab.models.config import get_config
 from inferlab.roofline import Ceilings
 from inferlab.underload import cost
@@ -53,7 +53,7 @@ def test_a_crowd_leaves_at_the_capacity():
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.7])
-def test_tpot_below_the_knee_is_that_of_an_emulated_server(share):
+def test_tpot_below_capacity_is_that_of_an_emulated_server(share):
     rate = share * cost.capacity_req_per_s(MODEL, ASKED, 8)
     trace = SERVER.open_loop(LENGTHS, poisson_times(400, rate, 1))
     expected = cost.expected_tpot_s(MODEL, ASKED, rate)
@@ -62,10 +62,10 @@ def test_tpot_below_the_knee_is_that_of_an_emulated_server(share):
     assert running == pytest.approx(rate * ASKED.decode_steps * expected)
 
 
-def test_beyond_the_knee_waits_grow_and_throughput_does_not():
-    knee = cost.capacity_req_per_s(MODEL, ASKED, 8)
+def test_beyond_capacity_waits_grow_and_throughput_does_not():
+    full = cost.capacity_req_per_s(MODEL, ASKED, 8)
     calm, crowded, more = (
-        summarize(SERVER.open_loop(LENGTHS, poisson_times(400, factor * knee, 3)))
+        summarize(SERVER.open_loop(LENGTHS, poisson_times(400, factor * full, 3)))
         for factor in (0.5, 1.6, 2.4)
     )
     assert more.ttft_s.p95 > crowded.ttft_s.p95 > 10 * calm.ttft_s.p95
@@ -75,11 +75,33 @@ def test_beyond_the_knee_waits_grow_and_throughput_does_not():
 @given(st.floats(0.013, 1.0))
 def test_the_largest_rate_meets_its_limit(limit_s):
     rate = cost.rate_within_tpot(MODEL, ASKED, limit_s, 8)
-    knee = cost.capacity_req_per_s(MODEL, ASKED, 8)
-    assert 0 <= rate <= knee
-    if 0 < rate < knee:
+    full = cost.capacity_req_per_s(MODEL, ASKED, 8)
+    assert 0 <= rate <= full
+    if 0 < rate < full:
         assert cost.expected_tpot_s(MODEL, ASKED, rate) == pytest.approx(limit_s)
     assert cost.rate_within_tpot(MODEL, ASKED, 0.5 * MODEL.step_s(1), 8) == 0
+
+
+def test_the_knee_is_where_throughput_over_latency_is_largest():
+    knee = cost.knee_req_per_s(MODEL, ASKED, 1000)
+
+    def power(rate):
+        return rate / (ASKED.read_s + ASKED.decode_steps * cost.expected_tpot_s(MODEL, ASKED, rate))
+
+    assert power(knee) > max(power(0.95 * knee), power(1.05 * knee))
+    assert cost.knee_req_per_s(MODEL, ASKED, 1) == cost.capacity_req_per_s(MODEL, ASKED, 1)
+    free = cost.Demand(read_s=0.0, decode_steps=10, output_len=11)
+    pole = 1 / (10 * MODEL.row_s)
+    assert cost.knee_req_per_s(MODEL, free, 1000) == pytest.approx(pole / 2)
+
+
+def test_an_emulated_server_finds_its_largest_rate():
+    full = cost.capacity_req_per_s(MODEL, ASKED, 8)
+    limits = SLO(ttft_s=1.0, tpot_s=2 * MODEL.step_s(1))
+    rate = SERVER.max_rate(LENGTHS, limits, 0.9, 2 * full)
+    by_hand = cost.rate_within_tpot(MODEL, ASKED, limits.tpot_s, 8)
+    assert 0.5 * by_hand < rate < 1.5 * by_hand
+    assert SERVER.max_rate(LENGTHS, SLO(tpot_s=1e-6), 0.9, full) == 0
 
 
 def test_no_batch_is_large_enough_beyond_the_pole():

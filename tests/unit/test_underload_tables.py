@@ -34,7 +34,7 @@ def record():
         )  # fmt: skip
         rows.append((name, "ttft_p95_s", 0.2 * share, 0, "ok"))
     cases["search/poisson"] = CaseInfo(
-        params={"phase": "search", "knee_req_per_s": 10.0, "by_hand_req_per_s": 8.0},
+        params={"phase": "search", "capacity_req_per_s": 10.0, "by_hand_req_per_s": 8.0},
         predicted={"max_rate_req_per_s": 7.0}, block="search",
     )  # fmt: skip
     rows += [("search/poisson", "max_rate_req_per_s", 6.5, 0, "ok"),
@@ -97,10 +97,10 @@ def test_limits_of_a_device():
     )  # fmt: skip
 
 
-def test_a_sweep_shows_the_knee_and_its_limit(ax):
+def test_a_sweep_shows_the_capacity_and_its_limit(ax):
     plot_underload.by_rate(ax, record().table("ttft_p95_s"), "ttft_p95_s", "p95 of TTFT", 10.0, 0.5)
     words = [t.get_text() for t in ax.get_legend().get_texts()]
-    assert words == ["measured", "emulated", "predicted knee", "limit"]
+    assert words == ["measured", "emulated", "predicted capacity", "limit"]
     assert ax.get_ylabel() == "p95 of TTFT (ms), log scale" and ax.get_yscale() == "log"
 
 
