@@ -63,7 +63,7 @@ class PagedCache:
         # Kept at their addresses: a CUDA graph holds on to them.
         self._tables = torch.zeros((rows, width), dtype=torch.int32, device=self.device)
         self._lengths = torch.zeros(rows, dtype=torch.int32, device=self.device)
-        self._slots = torch.zeros(rows, dtype=torch.int64, device=self.device)
+        self._targets = torch.zeros((2, rows), dtype=torch.int64, device=self.device)
         self._heads = torch.arange(shape.num_kv_heads, device=self.device)[:, None]
         # Which sequence's table a row holds, as the manager's own object, and up to which position.
         self._listed: list[tuple[Sequence[int] | None, int]] = [(None, 0)] * rows
@@ -118,16 +118,18 @@ class PagedCache:
             counts = [end - start for end, start in zip(ends, held, strict=True)]
         self._grow(held, counts)
         if new == 1:
-            self._slots[: len(held)] = self.view(0).slots(self._lengths[: len(held), None] - 1)
-            self._new_slots = self._slots[: len(held)]
-            self._padded = False
+            slots = self.view(0).slots(self._lengths[: len(held), None] - 1)
+            self._into, self._kept = self._targets[:, : len(held)], None
+            self._into.copy_(torch.stack((slots // self.block_size, slots % self.block_size)))
             return self.decode_mask()
         columns = torch.arange(new, device=self.device)
         pads = torch.tensor([new - count for count in counts], device=self.device)[:, None]
         starts = torch.tensor(held, device=self.device)[:, None]
         places = torch.where(columns < pads, -1, starts + columns - pads)  # [B, T]
-        self._new_slots = self.view(0).slots(places)
-        self._padded = any(count < new for count in counts)
+        slots = self.view(0).slots(places)
+        self._kept = slots >= 0 if any(count < new for count in counts) else None
+        slots = slots if self._kept is None else slots[self._kept]
+        self._into = slots // self.block_size, slots % self.block_size
         self._has_past = any(held)
         if not self._has_past:
             return mask
@@ -264,11 +266,10 @@ class PagedCache:
         return mask.masked_fill_(beyond, float("-inf"))[:, None, None, :]
 
     def _write(self, store: torch.Tensor, new: torch.Tensor) -> None:
-        """Put [B, G, T, D] into the slots of this pass."""
-        slots, rows = self._new_slots, new.transpose(1, 2).flatten(0, 1)  # [B T, G, D]
-        if self._padded:
-            rows, slots = rows[slots >= 0], slots[slots >= 0]
-        store[slots // self.block_size, :, slots % self.block_size] = rows
+        """Put [B, G, T, D] into the blocks and places of this pass."""
+        rows = new.transpose(1, 2).flatten(0, 1)  # [B T, G, D]
+        blocks, places = self._into
+        store[blocks, :, places] = rows if self._kept is None else rows[self._kept]
 
     def _read(self, store: torch.Tensor) -> torch.Tensor:
         """[N, G, P, D] -> [B, G, S, D]: the blocks of each row, copied together in one pass."""
