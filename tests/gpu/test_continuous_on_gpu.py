@@ -1,4 +1,4 @@
-"""Cases of lab 41 on a CUDA device: eager and fused steps, reserved and paged, whole and chunked."""
+"""Cases of lab 41 on a CUDA device: eager and fused steps, both stores, whole and chunked."""
 
 import sys
 from pathlib import Path
