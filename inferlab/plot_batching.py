@@ -67,7 +67,7 @@ def steps(ax: Axes, rows: Sequence[Mapping]) -> None:
 
 
 def waits_by_load(ax: Axes, loads: Sequence[float], curves: Mapping[str, Sequence[float]]) -> None:
-    """Mean wait in services of one request by load, a line a policy; where it ends it has no mean."""
+    """Mean wait in services of one request, a line a policy; where it ends there is no mean."""
     if not curves:
         raise UserError("a figure of waits needs at least one policy")
     for policy, values in curves.items():

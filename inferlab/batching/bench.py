@@ -167,7 +167,7 @@ def load_case(
     return Case(run, params, predict_load(workload, policy, traffic, times))
 
 
-EMULATED = ("wait_s", "ttft_s", "e2e_s", "batch_size")
+EMULATED = ("wait_s", "ttft_s", "e2e_s")
 
 
 def under_load(trace: Trace) -> dict[str, float]:
@@ -180,9 +180,9 @@ def under_load(trace: Trace) -> dict[str, float]:
         "ttft_s": statistics.fmean(ttft_s(r) for r in requests),
         "e2e_s": statistics.fmean(e2e_s(r) for r in requests),
         "output_tok_per_s": sum(r.output_tokens for r in requests) / end_s,
-        "batch_size": len(requests) / len(batches),
-        "batch_size_seen": statistics.fmean(batch_sizes_seen(trace)),
-        "busy_s_per_request": sum(batch.service_s for batch in batches) / len(requests),
+        "num_batched": len(requests) / len(batches),
+        "num_batched_seen": statistics.fmean(batch_sizes_seen(trace)),
+        "busy_per_request_s": sum(batch.service_s for batch in batches) / len(requests),
     }
     return found | ({"tpot_s": statistics.fmean(gaps)} if gaps else {})
 
@@ -213,7 +213,7 @@ def predict_load(
     more = statistics.fmean(outputs) - 1
     return predicted | {
         "wait_s": wait_s, "ttft_s": wait_s + read_s, "tpot_s": step_s,
-        "e2e_s": wait_s + read_s + more * step_s, "batch_size_seen": seen,
+        "e2e_s": wait_s + read_s + more * step_s, "num_batched_seen": seen,
     }  # fmt: skip
 
 

@@ -17,8 +17,9 @@ import numpy as np
 
 from inferlab.errors import UserError
 
-LONGEST_LINE = 1500  # states of the chain; a longer line than that is called overloaded
-TAIL = 1e-9  # probability that may lie beyond
+LONGEST_LINE = 1600  # states of the chain
+TAIL = 1e-7  # probability that may lie beyond; at the longest line, MOST_BEYOND
+MOST_BEYOND = 1e-3  # more than that: called overloaded
 
 
 def md1_wait_s(rate_req_per_s: float, service_s: float) -> float:
@@ -110,11 +111,11 @@ def bulk_queue(
     states = max(64, 8 * size)
     while True:
         found = _stationary(rate_req_per_s, services, full, states)
-        if found[-1] < TAIL:
+        if found[-1] < TAIL or states == LONGEST_LINE:
             break
-        if states >= LONGEST_LINE:
-            return BulkQueue(math.inf, size, size, 1.0)
-        states = min(2 * states, LONGEST_LINE)
+        states = min(4 * states, LONGEST_LINE)
+    if found[-1] > MOST_BEYOND:
+        return BulkQueue(math.inf, size, size, 1.0)
     return _means(found, rate_req_per_s, services, full)
 
 
@@ -128,13 +129,14 @@ def _stationary(rate: float, services: np.ndarray, full: bool, states: int) -> n
     """[states] probability of n waiting when a batch ends; the last state holds all beyond."""
     from scipy.stats import poisson
 
-    moves = np.zeros((states, states))
+    moves, arrivals = np.zeros((states, states)), {}
     for waiting in range(states):
         start, taken = _batch(waiting, services.size, full)
         left = start - taken
-        arrivals = poisson.pmf(np.arange(states - left - 1), rate * services[taken - 1])
-        moves[waiting, left : states - 1] = arrivals
-        moves[waiting, -1] = max(0.0, 1 - arrivals.sum())
+        if taken not in arrivals:  # while a batch of that size is served
+            arrivals[taken] = poisson.pmf(np.arange(states), rate * services[taken - 1])
+        moves[waiting, left : states - 1] = arrivals[taken][: states - 1 - left]
+        moves[waiting, -1] = max(0.0, 1 - moves[waiting].sum())
     balance = moves.T - np.eye(states)
     balance[0] = 1.0  # one equation follows from the others: the shares add up to 1 instead
     found = np.clip(np.linalg.solve(balance, np.eye(states)[0]), 0, None)

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from inferlab import units
+from inferlab import roofline, units
 from inferlab.batching import cost
 from inferlab.batching.simulate import StepTimes, simulate
 from inferlab.errors import UserError
 from inferlab.metrics import e2e_s
+from inferlab.models.config import ModelConfig
+from inferlab.models.cost import decode_cost
 from inferlab.records import CaseInfo, Record
+from inferlab.roofline import Ceilings
 from inferlab.serving.batcher import dynamic
 from inferlab.stats import Estimate, median_interval
 from inferlab.workload import poisson_arrivals, uniform_batch
@@ -84,6 +87,41 @@ def is_past_knee(record: Record) -> bool:
     return cost.reaches_knee({row["batch_size"]: row["tpot_s"] for row in frontier_rows(record)})
 
 
+def share_rows(
+    config: ModelConfig,
+    dtype: str,
+    context_len: int,
+    ceilings: Ceilings,
+    batch_sizes: Sequence[int],
+) -> list[Row]:
+    """What a decode step moves by batch size, and how long its arithmetic takes beside that."""
+    rows = []
+    for size in batch_sizes:
+        step = decode_cost(config, dtype, size, context_len)
+        busy = roofline.compute_s(step, ceilings) / roofline.memory_s(step, ceilings)
+        rows.append({
+            "batch size": size, "of the bytes, weights": f"{step.weight_bytes / step.bytes:.0%}",
+            "bytes moved for each token": units.format_bytes(step.bytes / size),
+            "arithmetic over reading": f"{busy:.1%}",
+        })  # fmt: skip
+    return rows
+
+
+def knee_rows(
+    config: ModelConfig, dtype: str, ceilings: Ceilings, context_lens: Sequence[int]
+) -> list[Row]:
+    """The ridge batch size and the knee by context, from ceilings alone."""
+    rows = []
+    for context_len in context_lens:
+        ridge = roofline.ridge_batch_size(config, dtype, ceilings, context_len)
+        knee_size = cost.predicted_knee(config, dtype, context_len, ceilings)
+        rows.append({
+            "context": context_len, "ridge batch size": f"{ridge:.0f}" if ridge < 1e6 else "none",
+            "knee": f"{knee_size:.0f}",
+        })  # fmt: skip
+    return rows
+
+
 def step_times(record: Record) -> StepTimes:
     """What an emulation is fed with: the medians of the service cases of a record."""
     prefill_s, step_s = {}, {}
@@ -99,8 +137,8 @@ def load_rows(record: Record, lengths: str = "equal") -> list[Row]:
     """Means of each server under load: batches, wait, TTFT, TPOT, E2E, throughput, cost."""
     rows = []
     for name, info in _load_cases(record, lengths):
-        metrics = ("batch_size", "wait_s", "ttft_s", "tpot_s", "e2e_s", "output_tok_per_s",
-                   "busy_s_per_request")  # fmt: skip
+        metrics = ("num_batched", "wait_s", "ttft_s", "tpot_s", "e2e_s", "output_tok_per_s",
+                   "busy_per_request_s")  # fmt: skip
         found = {metric: record.estimate(name, metric).value for metric in metrics}
         rows.append({"load": info.params["load"], "policy": policy_of(info), **found})
     return rows
@@ -189,14 +227,30 @@ def shown(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     for column in found.columns:
         if found[column].dtype.kind == "f":
             found[column] = [_cell(column, value) for value in found[column]]
-    return found.rename(columns=lambda name: name.removesuffix("_s").replace("_", " "))
+    return found.rename(columns=_title)
+
+
+def _title(column: str) -> str:
+    """`ttft_s` -> "TTFT", `busy_per_request_s` -> "busy per request"."""
+    plain = column.removesuffix("_tok_per_s").removesuffix("_s").removesuffix("_ratio")
+    words = plain.replace("_", " ").split()
+    return " ".join(w.upper() if w in ("ttft", "tpot", "e2e") else w for w in words)
+
+
+def of_devices(records: Iterable[Record], rows_of: Callable[[Record], list[Row]]) -> pd.DataFrame:
+    """The rows of several records to read, each with its device in front."""
+    return shown(
+        {"device": record.manifest.device, **row} for record in records for row in rows_of(record)
+    )
 
 
 def _cell(column: str, value: float) -> str:
     if column.endswith("_tok_per_s"):
         return units.format_rate(value, "tok/s")
-    if column.endswith(("_s", "_s_per_request")):
+    if column.endswith("_s"):
         return units.format_seconds(value)
+    if column == "waste_ratio":
+        return f"{value:.0%}"
     return units.format_number(value)
 
 

@@ -2,7 +2,7 @@
 
 A frontier case times a batch by itself, nobody waiting: `batch_size`, with `tpot_s` and
 `output_tok_per_s`. A load case is a server under Poisson arrivals: `policy`, `load` (arrivals over
-what it can serve one at a time), with `e2e_s`, and `busy_s_per_request` as what a request costs.
+what it can serve one at a time), with `e2e_s`, and `busy_per_request_s` as what a request costs.
 Chapter: chapters/40_batching.md    Lab: labs/40_batching.ipynb
 """
 
@@ -83,6 +83,6 @@ def _loaded(record: Record) -> dict[float, tuple[Estimate, Estimate]]:
             if record.metrics(baseline) and record.metrics(variant):
                 found[params["load"]] = (
                     record.ratio(baseline, variant, "e2e_s"),
-                    record.ratio(baseline, variant, "busy_s_per_request"),
+                    record.ratio(baseline, variant, "busy_per_request_s"),
                 )
     return dict(sorted(found.items()))

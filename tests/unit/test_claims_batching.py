@@ -27,7 +27,7 @@ def record(frontier, loads):
         same = {"phase": "load", "load": load, "model": "m", "lengths": "equal"}
         for policy, latency, cost in (("none", alone, 1.0), ("dynamic", batched, busy)):
             params = same | {"policy": policy, "max_wait_s": 0.0}
-            add(f"{load}/{policy}", params, f"load/{load}", e2e_s=latency, busy_s_per_request=cost)
+            add(f"{load}/{policy}", params, f"load/{load}", e2e_s=latency, busy_per_request_s=cost)
     return Record(manifest(cases=cases), samples(rows))
 
 
