@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from inferlab.load.point import LoadPoint
 
 START_SHARE = 0.5  # of what one request at a time reaches: where a sweep or a search begins
+LOWEST_SHARE = 0.05  # of the same: below it a search ends, requests do not meet each other
 
 
 def load(
@@ -140,10 +141,12 @@ def load(
             points.append(point)
             return point
 
-        alone_s = warm_up(target, plan, max(warmup, 1) if many and rate is None else warmup)
-        start = rate if rate is not None else START_SHARE / max(alone_s or 1.0, 1e-3)
+        alone_s = warm_up(target, plan, max(warmup, 1) if many else warmup)
+        alone_req_per_s = 1 / max(alone_s or 1.0, 1e-3)
+        start = START_SHARE * alone_req_per_s if rate is None else rate
         if max_rate:
-            found = find_max_rate(measure, start, goodput_ratio, precision)
+            lowest = LOWEST_SHARE * alone_req_per_s
+            found = find_max_rate(measure, start, goodput_ratio, precision, lowest_req_per_s=lowest)
             result = {
                 "max_rate_req_per_s": found.passing_req_per_s,
                 "failing_rate_req_per_s": found.failing_req_per_s,

@@ -41,11 +41,13 @@ def find_max_rate(
     goodput_ratio: float,
     precision_ratio: float = 0.1,
     most_points: int = MOST_POINTS,
+    lowest_req_per_s: float = 0.0,
 ) -> RateSearch:
     """Double (or halve) the rate until it fails (passes), then bisect on a logarithmic scale.
 
     Ends when the failing rate is at most `precision_ratio` above the passing one, after
-    `most_points` runs, at an interruption, or at a run that is void twice.
+    `most_points` runs, at an interruption, or at a run that is void twice; and below
+    `lowest_req_per_s`, where requests are alone on the server and more patience changes nothing.
     """
     _check(start_req_per_s, "the first rate")
     if not 0 < goodput_ratio <= 1:
@@ -69,6 +71,8 @@ def find_max_rate(
             rate = math.sqrt(low * high)
         else:
             rate = rate * 2 if high is None else rate / 2
+            if rate < lowest_req_per_s:
+                break
     return RateSearch(tuple(points), low, high, False)
 
 

@@ -109,3 +109,42 @@ def test_what_cannot_be_read_is_said(tmp_path, monkeypatch):
 def test_impossible_mixes_are_refused(wrong, words):
     with pytest.raises(UserError, match=words):
         wrong()
+
+
+@pytest.mark.parametrize("cv", [0.0, 0.1, 0.5, 1.0, 2.0])
+def test_a_lognormal_mix_has_its_means_and_its_cv(cv):
+    drawn = np.array(lengths.lognormal(400, 100, cv).sample(100_000, seed=5))
+    assert drawn.mean(axis=0) == pytest.approx((400, 100), rel=0.02)
+    assert drawn.std(axis=0) / drawn.mean(axis=0) == pytest.approx((cv, cv), rel=0.05, abs=0.01)
+
+
+def test_a_scaled_mix_keeps_its_shape_and_says_so():
+    mix = load_mix("azure-conv")
+    tenth = mix.scaled(0.1)
+    assert "x 0.1" in tenth.name and mix.scaled(1.0) is mix
+    drawn, small = (np.array(m.sample(40_000, seed=1)) for m in (mix, tenth))
+    assert small.mean(axis=0) * 10 == pytest.approx(drawn.mean(axis=0), rel=0.02)
+    assert small.min() >= 1 and tenth.rank_correlation == mix.rank_correlation
+
+
+def test_gaps_of_a_service_are_in_units_of_their_mean():
+    gaps = lengths.interarrival_gaps("azure-conv", 100_000, seed=0)
+    assert gaps.mean() == pytest.approx(1, rel=0.02)
+    assert gaps.std() == pytest.approx(1.094, rel=0.05)  # of the summary file
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: lengths.lognormal(0.5, 10, 1.0),
+        lambda: lengths.lognormal(10, float("inf"), 1.0),
+        lambda: lengths.lognormal(10, 10, -0.1),
+        lambda: lengths.lognormal(10, 10, 50.0),
+        lambda: constant(5, 5).scaled(0.0),
+        lambda: constant(5, 5).scaled(float("nan")),
+        lambda: lengths.interarrival_gaps("azure-poetry", 5, 0),
+    ],
+)
+def test_impossible_lengths_are_refused(wrong):
+    with pytest.raises(UserError):
+        wrong()
