@@ -47,7 +47,7 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer("aiperf", "AIPerf", "aiperf", ("aiperf==0.13.0",), ("aiperf==0.13.0",), "aiperf"),
-        # a plain install brings torch for CUDA, 5 GB more
+        # the torch that the book itself has; left to itself it brings a newer one and CUDA, 5 GB
         Peer("guidellm", "GuideLLM", "guidellm", ("torch==2.13.0", "guidellm==0.8.1"),
              ("guidellm==0.8.1",), "guidellm"),
         # the wheel `vllm` is for CUDA; beside torch for CPUs, CUDA's torchvision breaks its import
@@ -138,11 +138,13 @@ def run_tool(name: str, job: Job, folder: Path, timeout_s: float = TIMEOUT_S) ->
     MeasurementError, with its last line, when it fails or takes longer than `timeout_s`.
     """
     words = command(name, job, folder)
-    log = folder / "output.log"
+    log, scratch = folder / "output.log", folder / "tmp"
+    scratch.mkdir(exist_ok=True)  # AIPerf leaves files in the system's
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - a command line of ours, no shell
-            words, cwd=folder, env=_environment(name), stdin=subprocess.DEVNULL, stdout=output,
-            stderr=subprocess.STDOUT, start_new_session=True,
+            words, cwd=folder, env={**_environment(name), "TMPDIR": str(scratch)},
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,
         )  # fmt: skip
         try:
             code: int | None = process.wait(timeout_s)
