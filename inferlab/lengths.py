@@ -135,10 +135,7 @@ def lognormal(mean_prompt: float, mean_output: float, cv: float) -> LengthMix:
 def load_mix(name: str, folder: Path | None = None) -> LengthMix:
     """A shipped mix by name (`NAMES`); a UserError that lists them when there is none."""
     tables = [quantiles(name, quantity, folder) for quantity in ("prompt_len", "output_len")]
-    trace = name.removeprefix("azure-")
-    folder = folder or data_folder() / "workloads"
-    summaries = _rows(folder / "azure_llm_2023_summary.csv")
-    (summary,) = [row for row in summaries if row["trace"] == trace]
+    summary = _summary(name, folder)
     return LengthMix(
         name,
         *tables,
@@ -201,8 +198,22 @@ def mix_of(pairs: Sequence[Sequence[int]], name: str) -> LengthMix:
     return LengthMix(name, tuple(tables[:, 0]), tuple(tables[:, 1]), rho, *means)
 
 
+def interarrival_gaps(name: str, count: int, seed: int, folder: Path | None = None) -> np.ndarray:
+    """[count] times between the requests of a shipped trace, drawn independently, in units of their
+    mean. Clumps of requests are there, the waves of minutes that the service had are not."""
+    table = quantiles(name, "interarrival_s", folder)
+    mean_s = 1 / float(_summary(name, folder)["mean_rps"])
+    ranks = np.random.default_rng([seed, 2]).random(count)
+    return _at_ranks(table, ranks, mean_s) / mean_s
+
+
 def _inverted(quantiles: Sequence[float], ranks: np.ndarray, mean: float | None) -> list[int]:
     """Whole lengths at `ranks` (0 to 1) of a table of evenly spaced quantiles with that mean."""
+    found = _at_ranks(quantiles, ranks, mean)
+    return np.maximum(1, np.rint(found)).astype(int).tolist()
+
+
+def _at_ranks(quantiles: Sequence[float], ranks: np.ndarray, mean: float | None) -> np.ndarray:
     table, at = np.array(quantiles), np.linspace(0, 1, len(quantiles))
     found = np.interp(ranks, at, table)
     low, high = table[-2:]
@@ -214,7 +225,13 @@ def _inverted(quantiles: Sequence[float], ranks: np.ndarray, mean: float | None)
         tail = ranks > at[-2]
         along = (ranks[tail] - at[-2]) / (1 - at[-2])
         found[tail] = low + (high - low) * along ** max(bend, 0.0)
-    return np.maximum(1, np.rint(found)).astype(int).tolist()
+    return found
+
+
+def _summary(name: str, folder: Path | None) -> dict[str, str]:
+    rows = _rows((folder or data_folder() / "workloads") / "azure_llm_2023_summary.csv")
+    (summary,) = [row for row in rows if row["trace"] == name.removeprefix("azure-")]
+    return summary
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
