@@ -13,6 +13,7 @@ import numpy as np
 
 from inferlab.errors import UserError
 from inferlab.plot_style import INK, QUIET, style_of
+from inferlab.plots import plain_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,21 +78,23 @@ def waits_by_load(ax: Axes, loads: Sequence[float], curves: Mapping[str, Sequenc
     ax.axvline(1, color=QUIET, ls=":", lw=1.2)
     ax.set(xlabel="load (1: all that one at a time can serve)", ylim=(0, 6), xlim=(0, None),
            ylabel="mean wait (services of one request)")  # fmt: skip
-    ax.legend(loc="upper right")
+    ax.legend(loc="upper center")
 
 
 def waits(ax: Axes, rows: Sequence[Mapping], load: float) -> None:
     """Mean waits at one load by policy: theory as a line, the range of short runs as a bar,
-    the emulated run as a cross, the measured one as its policy's marker.
+    the emulated run as a cross, the measured one as its policy's marker; logarithmic.
 
     `rows` as from `batching.tables.wait_rows`.
     """
     own = [row for row in rows if row["load"] == load and row["lengths"] == "equal"]
     _check(own, "a figure of waits")
+    found = [row[key] for row in own for key in ("theory_s", "emulated_s", "measured_s")]
+    least_ms = max(0.3 * min((value for value in found if value > 0), default=1.0) * 1e3, 0.1)
     for place, row in enumerate(own):
         style = style_of(row["policy"])
         labels = _labels(place, "mean of runs this short", "theory", "emulated", "measured")
-        low, high = row["low_s"] * 1e3, row["high_s"] * 1e3
+        low, high = (max(row[key] * 1e3, least_ms) for key in ("low_s", "high_s"))
         ax.plot([place, place], [low, high], lw=9, color=QUIET, alpha=0.35, solid_capstyle="butt",
                 label=next(labels))  # fmt: skip
         ax.plot([place - 0.3, place + 0.3], [row["theory_s"] * 1e3] * 2, "--", lw=1.5, color=INK,
@@ -100,8 +103,9 @@ def waits(ax: Axes, rows: Sequence[Mapping], load: float) -> None:
         ax.plot(place, row["measured_s"] * 1e3, style.marker, ms=9, color=style.color,
                 mec="white", ls="", label=next(labels))  # fmt: skip
     ax.set_xticks(range(len(own)), [row["policy"] for row in own])
-    ax.set(ylabel="mean wait (ms)", title=f"load {load:g}", xlim=(-0.6, len(own) - 0.4))
-    ax.set_ylim(bottom=0)
+    ax.set(ylabel="mean wait (ms), log scale", title=f"load {load:g}", yscale="log",
+           xlim=(-0.6, len(own) - 0.4), ylim=(least_ms, None))  # fmt: skip
+    plain_ticks(ax.yaxis)
 
 
 def parts(ax: Axes, rows: Sequence[Mapping], load: float) -> None:

@@ -65,8 +65,9 @@ def load_backend(
     `model` is a preset's name or a ModelConfig. Options of hf, torch and engine: `weights` (real,
     random); of torch alone: `cache` (none, dynamic, static, offloaded), `pack`, `quant` (a weight
     format, with `kernel` and `keep`), `step` (how decode steps are taken); of engine alone: those
-    of `serving.engine.Engine`, and `cache_tokens`. Raises UserError that lists what exists when a
-    name or an option is unknown.
+    of `serving.engine.Engine`, and `cache_tokens`; of batched alone: `policy` (none, static,
+    dynamic), `batch_size`, `max_wait_s`, `prefill` (padded, packed). Raises UserError that lists
+    what exists when a name or an option is unknown.
     """
     if name not in BACKENDS:
         raise UserError(f"unknown backend {str(name)[:40]!r}; known: {', '.join(BACKENDS)}")
