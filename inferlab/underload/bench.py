@@ -20,13 +20,11 @@ from inferlab.backends.http import HttpBackend
 from inferlab.client.prompts import in_words, texts, word_tokens
 from inferlab.errors import MeasurementError, UserError
 from inferlab.metrics import SLO, summarize
-from inferlab.models.config import ModelConfig
 from inferlab.profiles import Profile
 from inferlab.recorder import Case
 from inferlab.records import Record
-from inferlab.roofline import Ceilings
 from inferlab.trace import Trace
-from inferlab.underload.cost import StepModel, fit_steps, roofline_tok_per_s
+from inferlab.underload.cost import StepModel, fit_steps
 from inferlab.workload import Workload, uniform_batch
 
 if TYPE_CHECKING:
@@ -266,24 +264,3 @@ def capacity_case(streams: int) -> Case:
         return {"within_events_per_s": found.events_per_s or 0.0, "tried_events_per_s": highest}
 
     return Case(run, {"phase": "client-capacity", "streams": streams})
-
-
-def published_cases(
-    runner: Runner, config: ModelConfig, dtype: str, shapes: tuple[tuple[int, int], ...],
-    num_seqs: int, ceilings: Ceilings,
-) -> dict[str, Case]:  # fmt: skip
-    """A crowd of `num_seqs` at a time, for each (prompt, output) length; twice as many requests.
-
-    The parameter `roofline_tok_per_s` is what no server can beat there.
-    """
-    cases = {}
-    for prompt_len, output_len in shapes:
-        lengths = (config, dtype, prompt_len, output_len)
-        params = {
-            "phase": "published", "model": config.name, "dtype": dtype, "prompt_len": prompt_len,
-            "output_len": output_len, "num_seqs": num_seqs,
-            "roofline_tok_per_s": roofline_tok_per_s(*lengths, num_seqs, ceilings),
-        }  # fmt: skip
-        work = uniform_batch(config.vocab_size, 2 * num_seqs, prompt_len, output_len, seed=46)
-        cases[f"published/{prompt_len}-{output_len}"] = load_case(runner, work, params)
-    return cases

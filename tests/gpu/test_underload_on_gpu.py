@@ -9,7 +9,7 @@ from inferlab.models.config import get_config
 from inferlab.models.load import load_decoder
 from inferlab.profiles import PROFILES
 from inferlab.serving.engine import Engine
-from inferlab.underload import bench, cost
+from inferlab.underload import bench, cost, crowd
 from inferlab.underload.servers import launch
 
 pytestmark = [
@@ -28,7 +28,7 @@ def test_a_server_stays_below_its_roofline_and_answers_a_crowd():
             MODEL, url=server.url, served_model=server.model_id, concurrency=32, is_strict=False
         )
         ceilings = quick_ceilings(config, "bfloat16", "cuda")
-        cases = bench.published_cases(runner, config, "bfloat16", ((128, 32),), 32, ceilings)
+        cases = crowd.published_cases(runner, config, "bfloat16", ((128, 32),), 32, ceilings)
         (case,) = cases.values()
         found = case.run()
     assert found["failed_count"] == 0

@@ -1,5 +1,6 @@
 """Cases of lab 46: from emulated traces, from a tiny engine, from a server's own counters."""
 
+import dataclasses
 import http.server
 import threading
 
@@ -19,7 +20,7 @@ from inferlab.records.schema import is_metric_name
 from inferlab.roofline import Ceilings
 from inferlab.serving.engine import Engine
 from inferlab.trace import Request, Trace
-from inferlab.underload import bench
+from inferlab.underload import bench, crowd
 from inferlab.underload.cost import StepModel
 from inferlab.underload.emulate import EmulatedServer
 from inferlab.underload.traffic import lengths_of, times_of, workload_of
@@ -162,10 +163,18 @@ def test_steps_of_an_engine_become_two_lines():
 
 def test_published_lengths_are_held_against_the_roofline():
     config, ceilings = get_config("llama-3.1-8b"), Ceilings(4.8e12, 989e12)
-    cases = bench.published_cases(Emulated(), config, "bfloat16", ((10, 4),), 3, ceilings)
+    cases = crowd.published_cases(Emulated(), config, "bfloat16", ((10, 4),), 3, ceilings)
     case = cases["published/10-4"]
     assert case.params["roofline_tok_per_s"] > 0 and case.params["dtype"] == "bfloat16"
     assert case.run()["output_tok_per_s"] > 0
+
+
+def test_the_cache_takes_what_is_free_beside_the_weights():
+    small, huge = get_config("smollm2-135m"), get_config("llama-3.1-8b")
+    assert crowd.cache_room(small, "bfloat16", "cpu", 1000) == 1000
+    beyond = dataclasses.replace(huge, num_layers=40_000)
+    with pytest.raises(UserError, match="does not fit"):
+        crowd.cache_room(beyond, "bfloat16", "cpu", 1000)
 
 
 def test_a_calibration_reports_errors_in_seconds():
