@@ -23,6 +23,7 @@ from inferlab.workload import RequestSpec, Workload, poisson_arrivals
 if TYPE_CHECKING:
     import simpy
 
+PREFILLS = ("padded", "packed")  # as the backend `batched` reads prompts
 INTERVAL = (2.5, 97.5)  # percent of runs that lie between
 
 
@@ -78,6 +79,8 @@ def simulate(
 
     if not workload.requests:
         raise UserError("the workload has no requests")
+    if prefill not in PREFILLS:
+        raise UserError(f"unknown prefill {str(prefill)[:40]!r}; known: {', '.join(PREFILLS)}")
     world = simpy.Environment()
     server = _Server(world, policy, times, prefill, len(workload.requests))
     world.process(server.arrivals(workload.requests))

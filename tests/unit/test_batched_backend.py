@@ -70,6 +70,12 @@ def test_a_static_batch_waits_for_the_last_of_it(decoder):
     assert trace.meta["max_wait_s"] is None
 
 
+def test_requests_out_of_order_are_refused(decoder):
+    first, second = scheduled_at(uniform_batch(61, 2, 3, 2), [0.0, 0.05]).requests
+    with pytest.raises(UserError, match="order of arrival"):
+        BatchedBackend(decoder, static(2)).run(Workload((second, first), 0))
+
+
 def test_it_is_a_backend_by_name():
     backend = load_backend(
         "batched", tiny(), weights="random", policy="static", batch_size=2, prefill="padded"

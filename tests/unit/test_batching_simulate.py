@@ -84,6 +84,7 @@ def test_short_runs_spread_around_the_mean():
         lambda: StepTimes({1: 0.1}, {1: 0.1, 2: 0.2}),
         lambda: StepTimes({1: 0.1, 2: math.nan}, {1: 0.1, 2: 0.2}),
         lambda: simulate(Workload((), 0), NONE, TIMES),
+        lambda: simulate(uniform_batch(5, 1, 1, 1), NONE, TIMES, "folded"),
         lambda: mean_wait_range_s(uniform_batch(5, 1, 1, 1), 1.0, NONE, TIMES, runs=1),
     ],
 )
