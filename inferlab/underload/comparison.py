@@ -95,14 +95,19 @@ def client_case(name: str, job: Job, server: str) -> Case:
 
     def run() -> dict[str, float]:
         done = our_run(job)
-        return {**as_reported_by(name, done.trace), "is_void": float(not done.verdict.valid)}
+        found = _metrics(as_reported_by(name, done.trace))
+        return {**found, "void_count": float(not done.verdict.valid)}
 
     return Case(run, _params("inferlab", name, job, server))
 
 
 def peer_case(name: str, job: Job, server: str) -> Case:
     """The peer `name` on `job`: its own process, its own clock, its own report."""
-    return Case(lambda: read_report(name, run_peer(name, job)), _params(name, name, job, server))
+
+    def run() -> dict[str, float]:
+        return _metrics(read_report(name, run_peer(name, job)))
+
+    return Case(run, _params(name, name, job, server))
 
 
 def comparison_cases(
@@ -182,6 +187,11 @@ def agreement(record: Record) -> pd.DataFrame:
                 "agrees": abs(ratio.value - 1) <= LIMIT_RATIO,
             })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _metrics(values: dict[str, float]) -> dict[str, float]:
+    """Values of a report under names that a record takes: each ends in its unit."""
+    return {"requests_count" if k == "requests" else k: value for k, value in values.items()}
 
 
 def _workload(job: Job, prompts: Sequence[str]) -> Workload:
