@@ -20,18 +20,28 @@ from inferlab.workload import Workload
 
 @dataclass(frozen=True, slots=True)
 class HttpBackend:
-    """An OpenAI-compatible server; `concurrency` makes the loop closed.
+    """An OpenAI-compatible server at `url`, and the model's name there.
 
+    `concurrency` makes the loop closed. `timeout_s` and `extensions` are those of `client.Target`.
     `config` is None where the model is known to the server only; `dtype` is what the server is said
     to compute in.
     """
 
-    target: Target
+    url: str
+    model: str
+    api: str = "completions"
     concurrency: int | None = None
+    timeout_s: float = 600.0
+    extensions: bool = True
     config: ModelConfig | None = None
     dtype: str = "unknown"
     is_strict: bool = False
     name: str = "http"
+
+    @property
+    def target(self) -> Target:
+        """Where requests go; UserError for what is no URL."""
+        return Target(self.url, self.model, self.api, self.timeout_s, self.extensions)
 
     def drive(self, workload: Workload, prompts: list[str] | None = None) -> LoadRun:
         """The whole run with the client's verdict, whatever that says; `prompts` as in `drive`."""
@@ -73,5 +83,5 @@ def load(
     if not url:
         raise UserError("the http backend needs url=..., such as http://127.0.0.1:8000")
     config = model if isinstance(model, ModelConfig) else get_config(model)
-    target = Target(url, served_model or config.name, api, timeout_s, extensions)
-    return HttpBackend(target, concurrency, config, dtype, is_strict)
+    name = served_model or config.name
+    return HttpBackend(url, name, api, concurrency, timeout_s, extensions, config, dtype, is_strict)

@@ -26,6 +26,7 @@ from inferlab.workload import Workload
 # A connection is made ready this long before its request is due; time 0 is as far from the start,
 # so that the first request is as punctual as the others.
 READY_S = 0.1
+PROGRESS_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +82,10 @@ def drive(
     interrupted = False
     with undisturbed():
         thread.start()
-        while thread.is_alive():
+        # not join(): Ctrl-C in it makes Python 3.11 believe that the thread has ended
+        while not driver.has_ended.is_set():
             try:
-                thread.join(0.5)
+                driver.has_ended.wait(PROGRESS_S)
                 if on_progress is not None:
                     on_progress(driver.progress())
             except KeyboardInterrupt:
@@ -91,6 +93,7 @@ def drive(
                     raise  # a second time: now
                 interrupted = True
                 driver.interrupt()
+        thread.join()
     if driver.failure is not None:
         raise driver.failure
     return load_run(driver.record(), interrupted, limits, meta or {})
@@ -101,6 +104,7 @@ class _Driver:
 
     def __init__(self, target, workload, contents, concurrency, duration_s, stamps) -> None:
         self.failure: Exception | None = None
+        self.has_ended = threading.Event()
         self._target, self._workload, self._contents = target, workload, contents
         self._concurrency, self._duration_s, self._stamps = concurrency, duration_s, stamps
         self._flights: list[Flight] = []
@@ -125,6 +129,8 @@ class _Driver:
             self.failure = MeasurementError(f"cannot reach {self._target.host}: {reason}")
         except Exception as error:
             self.failure = error
+        finally:
+            self.has_ended.set()
 
     def interrupt(self) -> None:
         """From another thread: send nothing more, end what is in flight."""

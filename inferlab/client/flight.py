@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import time
 from collections.abc import Callable
 
@@ -97,9 +98,7 @@ class Flight:
         try:
             connection = await self._connections.open()
         except OSError as error:
-            # asyncio writes the address into the error's text; a trace holds none
-            reason = os.strerror(error.errno) if error.errno else type(error).__name__
-            self._end("error", f"cannot connect: {one_line(reason)}")
+            self._end("error", f"cannot connect: {_reason(error)}")
             return
         if self.status:  # timed out or cancelled meanwhile
             connection.close()
@@ -147,3 +146,11 @@ class Flight:
             else:
                 connection.close()
         self._ended(self)
+
+
+def _reason(error: OSError) -> str:
+    """Why there is no connection, without the address that asyncio writes into the text."""
+    if isinstance(error, ssl.SSLError):  # its errno is one of OpenSSL's
+        found = getattr(error, "verify_message", None) or error.reason or type(error).__name__
+        return f"TLS: {one_line(found)}"
+    return os.strerror(error.errno) if error.errno else type(error).__name__

@@ -61,7 +61,9 @@ class LoadPoint:
     def first_error(self) -> str:
         """Why the first request that failed did so."""
         errors = [r.error for r in self.trace.requests if r.status != "ok" and r.error]
-        return errors[0] if errors else "no request failed"
+        first = errors[0] if errors else "no request failed"
+        strict = " (does it refuse fields that it does not know? try --no-extensions)"
+        return first + strict * first.startswith("HTTP 422")
 
 
 def run_point(

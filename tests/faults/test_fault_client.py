@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -106,7 +108,7 @@ def test_a_name_that_does_not_exist():
         drive(Target("http://no-such-host.invalid", "m"), requests(1))
 
 
-def test_a_server_that_never_accepts_and_one_that_speaks_no_tls():
+def test_a_server_that_speaks_no_tls():
     def play(connection, number):
         connection.recv(65536)
         connection.sendall(b"HTTP/1.0 400 no\r\n\r\n")
@@ -145,6 +147,35 @@ def test_garbage_without_end_is_cut_short():
     assert "an event of more than 4 MiB" in run.trace.requests[0].error
 
 
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes the certificate")
+def test_a_server_behind_tls_and_one_with_a_strangers_certificate(tmp_path, monkeypatch):
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
+         "-keyout", "key.pem", "-out", "cert.pem"],
+        cwd=tmp_path, check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    token = b'data: {"choices": [{"text": " a", "finish_reason": "length"}]}\n\ndata: [DONE]\n\n'
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n"
+
+    def play(connection, number):
+        with context.wrap_socket(connection, server_side=True) as safe:
+            safe.recv(65536)
+            safe.sendall(head + b"Content-Length: %d\r\n\r\n" % len(token) + token)
+
+    with scripted(play) as url:
+        target = Target(url.replace("http", "https"), "m", timeout_s=10)
+        run = drive(target, requests(2, 1))
+        assert {r.status for r in run.trace.requests} == {"error"}
+        assert "cannot connect: TLS: self-signed certificate" in run.trace.requests[0].error
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        run = drive(target, requests(2, 1))
+    assert [(r.status, r.output_tokens) for r in run.trace.requests] == [("ok", 1)] * 2
+    assert run.trace.meta["arrival_times"] == "read"
+
+
 class Load:
     """`inferlab load` as a process of its own."""
 
@@ -168,9 +199,10 @@ def test_ctrl_c_saves_what_there_is(mock, tmp_path):
         "--url", mock.url, "--model", "m", "--rate", 50, "--num-requests", 3000,
         "--output-len", 8, "--save-trace", path, "--json",
     )  # fmt: skip
-    while not mock.log():  # it has begun
+    seen = 0
+    while seen < 20:  # it is well past its warm-up
         time.sleep(0.05)
-    time.sleep(1.0)
+        seen += len(mock.log())
     load.process.send_signal(signal.SIGINT)
     code, out, err = load.end()
     assert code == 130 and "interrupted" in the_error(err)
