@@ -123,6 +123,19 @@ def published(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def measured_knee(record: Record) -> float:
+    """The swept rate, requests a second, at which throughput over latency came out largest."""
+
+    def power(case: str) -> float:
+        rate = record.estimate(case, "answered_req_per_s").value
+        return rate / record.estimate(case, "e2e_mean_s").value
+
+    cases = record.cases(phase="sweep")
+    if not cases:
+        raise UserError("the record has no sweep of rates to find a knee in")
+    return record.manifest.cases[max(cases, key=power)].params["rate_req_per_s"]
+
+
 def limits(records: Sequence[Record]) -> pd.DataFrame:
     """Each device: its capacity, its limits, and the largest rate within them, as found."""
     rows = []
@@ -136,6 +149,8 @@ def limits(records: Sequence[Record]) -> pd.DataFrame:
             rows.append({
                 "device": record.manifest.machine.title,
                 "capacity, predicted": format_rate(info.params["capacity_req_per_s"], "req/s"),
+                "knee, predicted": format_rate(info.params["knee_req_per_s"], "req/s"),
+                "knee, of the rates tried": format_rate(measured_knee(record), "req/s"),
                 "TTFT at most": format_seconds(sweep["slo_ttft_s"], 2),
                 "TPOT at most": format_seconds(sweep["slo_tpot_s"], 2),
                 "by hand": format_rate(info.params["by_hand_req_per_s"], "req/s"),

@@ -32,9 +32,12 @@ def record():
                     "slo_ttft_s": 0.5, "slo_tpot_s": 0.03},
             predicted={"ttft_p95_s": 0.1 * share}, block="sweep",
         )  # fmt: skip
-        rows.append((name, "ttft_p95_s", 0.2 * share, 0, "ok"))
+        rows += [(name, "ttft_p95_s", 0.2 * share, 0, "ok"),
+                 (name, "answered_req_per_s", 5 + 2 * share, 0, "ok"),
+                 (name, "e2e_mean_s", share, 0, "ok")]  # fmt: skip
     cases["search/poisson"] = CaseInfo(
-        params={"phase": "search", "capacity_req_per_s": 10.0, "by_hand_req_per_s": 8.0},
+        params={"phase": "search", "capacity_req_per_s": 10.0, "knee_req_per_s": 6.0,
+                "by_hand_req_per_s": 8.0},
         predicted={"max_rate_req_per_s": 7.0}, block="search",
     )  # fmt: skip
     rows += [("search/poisson", "max_rate_req_per_s", 6.5, 0, "ok"),
@@ -95,6 +98,12 @@ def test_limits_of_a_device():
     assert (row["found"], row["emulated"], row["TPOT at most"]) == (
         "6.50 req/s", "7.00 req/s", "30 ms",
     )  # fmt: skip
+
+
+def test_the_knee_is_the_swept_rate_of_most_throughput_over_latency():
+    assert tables.measured_knee(record()) == 5.0
+    with pytest.raises(UserError, match="no sweep"):
+        tables.measured_knee(Record(manifest(), samples()))
 
 
 def test_a_sweep_shows_the_capacity_and_its_limit(ax):
