@@ -77,7 +77,9 @@ class EmulatedServer:
             return self.model.step_s(rows) + self.model.token_s * read
         return self.model.read_s(read)
 
-    def _run(self, lengths: Seq[Lengths], due: list[tuple[float, int]], closed: bool = False):
+    def _run(
+        self, lengths: Seq[Lengths], due: list[tuple[float, int]], closed: bool = False
+    ) -> Trace:
         longest = max(one.prompt_len + one.output_len for one in lengths)
         manager = BlockManager(self.cache_tokens // self.block_size, self.block_size)
         scheduler = Scheduler(

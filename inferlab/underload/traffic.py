@@ -38,7 +38,7 @@ BURST_GAPS = 12  # mean length of a burst, in mean gaps between requests
 CODE_ARRIVAL_CV = 13.152  # of its gaps: data/workloads/azure_llm_2023_summary.csv
 
 
-def with_means(lengths: Sequence[Lengths], prompt_mean: float, output_mean: float):
+def with_means(lengths: Sequence[Lengths], prompt_mean: float, output_mean: float) -> list[Lengths]:
     """The same lengths, stretched to these means (whole tokens, at least one)."""
     found = np.array(lengths, dtype=float)
     target = np.array([prompt_mean, output_mean])
@@ -58,7 +58,7 @@ def service_lengths(family: str, num_requests: int, divisor: int, seed: int) -> 
     return load_mix(f"azure-{family}").scaled(1 / divisor).sample(num_requests, seed)
 
 
-def rung_lengths(family: str, traffic: str, service: Sequence[Lengths], seed: int):
+def rung_lengths(family: str, traffic: str, service: Sequence[Lengths], seed: int) -> list[Lengths]:
     """Lengths of one rung: those of the service, or others of their mean."""
     prompt_mean, output_mean = np.mean(service, axis=0)
     kind = traffic.partition("-")[0]
