@@ -100,7 +100,7 @@ def share_rows(
         step = decode_cost(config, dtype, size, context_len)
         busy = roofline.compute_s(step, ceilings) / roofline.memory_s(step, ceilings)
         rows.append({
-            "batch size": size, "of the bytes, weights": f"{step.weight_bytes / step.bytes:.0%}",
+            "batch size": size, "of the bytes, weights": f"{step.weight_bytes / step.bytes:.1%}",
             "bytes moved for each token": units.format_bytes(step.bytes / size),
             "arithmetic over reading": f"{busy:.1%}",
         })  # fmt: skip
@@ -140,6 +140,7 @@ def load_rows(record: Record, lengths: str = "equal") -> list[Row]:
         metrics = ("num_batched", "wait_s", "ttft_s", "tpot_s", "e2e_s", "output_tok_per_s",
                    "busy_per_request_s")  # fmt: skip
         found = {metric: record.estimate(name, metric).value for metric in metrics}
+        found = {"mean_batch": found.pop("num_batched"), **found}
         rows.append({"load": info.params["load"], "policy": policy_of(info), **found})
     return rows
 
@@ -192,7 +193,7 @@ def prefill_rows(record: Record) -> list[Row]:
         rows.append({
             "mix": info.params["mix"], "prefill": info.params["prefill"],
             "waste_ratio": info.params["waste_ratio"] * (info.params["prefill"] == "padded"),
-            "flops": info.params["flops"], "measured_s": record.estimate(name, "prefill_s").value,
+            "flops": float(info.params["flops"]), "measured_s": record.estimate(name, "prefill_s").value,
             "predicted_s": info.predicted["prefill_s"], "over_packed": found.value,
             "over_packed_low": found.low, "over_packed_high": found.high,
             "predicted_over_packed": info.predicted["prefill_s"] / expected_s,
@@ -249,6 +250,8 @@ def _cell(column: str, value: float) -> str:
         return units.format_rate(value, "tok/s")
     if column.endswith("_s"):
         return units.format_seconds(value)
+    if column == "flops":
+        return units.format_rate(value, "FLOP")
     if column == "waste_ratio":
         return f"{value:.0%}"
     return units.format_number(value)

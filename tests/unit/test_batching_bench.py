@@ -124,7 +124,7 @@ def test_tables_have_a_row_a_case(record):
     assert prefill["chat", "padded"]["waste_ratio"] == cost.padding_waste_ratio((2, 3, 15))
     assert prefill["chat", "packed"]["over_packed"] == 1.0
     shown = tables.of_devices([record], tables.load_rows)
-    assert list(shown)[:5] == ["device", "load", "policy", "num batched", "wait"]
+    assert list(shown)[:5] == ["device", "load", "policy", "mean batch", "wait"]
     assert "TTFT" in shown and "busy per request" in shown
 
 
