@@ -193,7 +193,8 @@ def prefill_rows(record: Record) -> list[Row]:
         rows.append({
             "mix": info.params["mix"], "prefill": info.params["prefill"],
             "waste_ratio": info.params["waste_ratio"] * (info.params["prefill"] == "padded"),
-            "flops": float(info.params["flops"]), "measured_s": record.estimate(name, "prefill_s").value,
+            "flops": float(info.params["flops"]),
+            "measured_s": record.estimate(name, "prefill_s").value,
             "predicted_s": info.predicted["prefill_s"], "over_packed": found.value,
             "over_packed_low": found.low, "over_packed_high": found.high,
             "predicted_over_packed": info.predicted["prefill_s"] / expected_s,
