@@ -84,7 +84,11 @@ class BatchedBackend:
             if not batch:
                 _sleep_until(start, batcher.due_s(), pending)
                 continue
-            tokens, times = self._serve(batch, store)
+            try:
+                tokens, times = self._serve(batch, store)
+            except Exception:
+                self.release()  # after an out-of-memory error the next case needs the room
+                raise
             ends_s = [moment - start for moment in times]
             batches.append(ServedBatch(now_s, ends_s[-1], len(batch)))
             served += [(spec, row, ends_s) for spec, row in zip(batch, tokens, strict=True)]

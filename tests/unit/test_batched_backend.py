@@ -70,6 +70,18 @@ def test_a_static_batch_waits_for_the_last_of_it(decoder):
     assert trace.meta["max_wait_s"] is None
 
 
+def test_a_batch_that_fails_leaves_no_store_behind(decoder, monkeypatch):
+    backend = BatchedBackend(decoder, dynamic(5))
+
+    def fail(*_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(backend, "read", fail)
+    with pytest.raises(MemoryError):
+        backend.run(ODD)
+    assert backend._store is None
+
+
 def test_requests_out_of_order_are_refused(decoder):
     first, second = scheduled_at(uniform_batch(61, 2, 3, 2), [0.0, 0.05]).requests
     with pytest.raises(UserError, match="order of arrival"):
