@@ -21,7 +21,7 @@ NEEDED = ("torch", "transformers", "safetensors", "numpy", "pandas", "pyarrow", 
 FOR_THE_BOOK = ("jupyter-book", "nbval", "nbclient")
 # Other people's low-bit kernels: without them those cases are skipped.
 PEERS = ("torchao", "onnxruntime-gpu", "onnxruntime-genai-cuda", "onnx", "onnx-ir", "onnxscript")
-FOR_SERVING = ("fastapi", "uvicorn", "httptools", "prometheus-client", "aiohttp")
+FOR_SERVING = ("fastapi", "uvicorn", "httptools", "prometheus-client")
 DISK_BYTES = 3e9  # the model and its ONNX exports, records and the built book
 
 

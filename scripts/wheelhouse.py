@@ -41,7 +41,7 @@ PRESENT = ("torch", "triton", "transformers", "tokenizers", "safetensors", "hugg
 NEEDED = ("pydantic", "pandera", "typer", "rich", "seaborn", "gguf", "nvidia-ml-py", "nbclient",
           "nbformat", "ipykernel", "nbval", "pytest", "pytest-timeout", "hypothesis",
           "pytest-xdist",
-          "fastapi", "uvicorn", "httptools", "aiohttp", "prometheus-client",
+          "fastapi", "uvicorn", "httptools", "prometheus-client",
           "simpy")  # fmt: skip
 PEERS = ("torchao",)  # as requirements.txt has them
 ONNX_PEERS = ("onnxruntime-gpu", "onnxruntime-genai-cuda", "onnx", "onnx-ir", "onnxscript")
