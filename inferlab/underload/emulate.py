@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+from inferlab.continuous.emulate import take
 from inferlab.errors import UserError
 from inferlab.kvcache.blocks import BlockManager
 from inferlab.lengths import Lengths
@@ -101,17 +102,12 @@ class EmulatedServer:
                 scheduler.add(Sequence(name, [0] * one.prompt_len, one.output_len))
             plan = scheduler.schedule()
             now += self.step_s(plan)
-            scheduler.computed(plan)
-            for segment in plan.segments:
-                if not segment.samples:
-                    continue
-                reason = segment.seq.append(0)
-                events[segment.seq.seq_id].append((now, 1))
-                if reason:
-                    scheduler.finish(segment.seq, reason)
-                    if closed and upcoming < len(lengths):
-                        heapq.heappush(due, (now, upcoming))
-                        upcoming += 1
+            for name in take(scheduler, plan):
+                events[name].append((now, 1))
+                is_done = len(events[name]) == lengths[int(name[1:])].output_len
+                if is_done and closed and upcoming < len(lengths):
+                    heapq.heappush(due, (now, upcoming))
+                    upcoming += 1
         requests = tuple(
             Request(name, sent[name], sent[name], lengths[int(name[1:])].prompt_len,
                     tuple(events[name]))
