@@ -27,11 +27,15 @@ def traffic_moves_the_tail(
 
     Traffic moves a tail when its TTFT or its TPOT is at least `least_gap` times that of the
     convenient case of its family, at the same mean rate and mean lengths. Whether the throughput
-    would have told, is noted: it would not if it agrees within `throughput_band`.
+    would have told, is noted: it would not if it agrees within `throughput_band`. Runs that the
+    client called void are named and decide nothing.
     """
-    moved, kept, evidence = [], [], {}
+    moved, kept, void, evidence = [], [], [], {}
     for case, baseline in pairs(record):
         traffic = record.manifest.cases[case].params["traffic"]
+        if is_void(record, case) or is_void(record, baseline):
+            void.append(traffic)
+            continue
         gaps = dict(gaps_of(record, case, baseline))
         if not gaps:
             continue
@@ -48,11 +52,18 @@ def traffic_moves_the_tail(
         )
     where = "; ".join(
         f"{word} {', '.join(found)}"
-        for word, found in (("tails moved by", moved), ("not by", kept))
+        for word, found in (
+            ("tails moved by", moved), ("not by", kept), ("left out as void:", void),
+        )
         if found
     )
     word = "holds" if not kept else "holds only where" if moved else "fails"
     return Verdict(word, where, evidence)
+
+
+def is_void(record: Record, case: str) -> bool:
+    """Whether the client could not vouch for a run of `case`."""
+    return "void_count" in record.metrics(case) and max(record.values(case, "void_count")) > 0
 
 
 def pairs(record: Record) -> Iterator[tuple[str, str]]:

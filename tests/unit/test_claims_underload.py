@@ -8,7 +8,7 @@ from inferlab.claims.underload import traffic_moves_the_tail
 from inferlab.records import CaseInfo, Record
 
 
-def record(*specs, metrics=("ttft_p95_s", "tpot_p95_s"), block="tail"):
+def record(*specs, metrics=("ttft_p95_s", "tpot_p95_s"), block="tail", void=""):
     """A convenient run of 1 s and 0.1 s, and (traffic, factor of TTFT, of TPOT, of throughput)."""
     cases, rows = {}, []
     for traffic, *factors in (("constant-even", 1, 1, 1), *specs):
@@ -22,6 +22,7 @@ def record(*specs, metrics=("ttft_p95_s", "tpot_p95_s"), block="tail"):
         values = (factors[0] * 1.0, factors[1] * 0.1, factors[2] * 100.0)
         for metric, value in zip((*metrics, "output_tok_per_s"), values, strict=True):
             rows.append((name, metric, value, 0, "ok"))
+        rows.append((name, "void_count", float(traffic == void), 0, "ok"))
     return Record(manifest(cases=cases), samples(rows))
 
 
@@ -52,6 +53,14 @@ def test_the_outermost_percentile_counts_and_other_blocks_do_not():
     found = record(("bursts", 5, 1, 1), metrics=("ttft_p99_s", "tpot_p95_s"))
     assert "p99 of TTFT" in traffic_moves_the_tail(found).where
     assert traffic_moves_the_tail(record(("bursts", 5, 1, 1), block="other")).verdict == "untested"
+
+
+def test_a_void_run_decides_nothing():
+    specs = ("bursts", 5, 1, 1), ("mix", 1.1, 1, 1)
+    verdict = traffic_moves_the_tail(record(*specs, void="mix"))
+    assert verdict.verdict == "holds"
+    assert verdict.where == "tails moved by bursts: p95 of TTFT 5.00x; left out as void: mix"
+    assert traffic_moves_the_tail(record(*specs, void="constant-even")).verdict == "untested"
 
 
 def test_the_ledger_judges_a_record_of_the_lab():
