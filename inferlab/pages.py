@@ -13,7 +13,7 @@ import pandas as pd
 from inferlab.claims import Ledger, LedgerRow
 from inferlab.records import Record
 from inferlab.stats import Estimate
-from inferlab.units import GIB, format_bytes
+from inferlab.units import GIB, format_bytes, format_number, format_ratio
 
 HARNESS_BLOCK = "harness"  # its cases have the parameter `loop`: bare or bench
 SHOWN_METRICS = {
@@ -52,6 +52,14 @@ def note(text: str) -> Any:
     from IPython.display import HTML
 
     return HTML(f"<p>{escape(text)}</p>")
+
+
+def ratio_interval(found: Estimate, digits: int = 3) -> str:
+    """A ratio with its 95 % interval, where rounds differ: "1.95x [1.67, 2.01]"."""
+    value = format_ratio(found.value, digits)
+    if not found.has_interval or found.low == found.high:
+        return value
+    return f"{value} [{', '.join(format_number(end, digits) for end in (found.low, found.high))}]"
 
 
 def by_device(records: Iterable[Record]) -> dict[str, list[Record]]:

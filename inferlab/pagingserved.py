@@ -11,7 +11,6 @@ import statistics
 import time
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from inferlab import roofline
@@ -27,6 +26,7 @@ from inferlab.models.placement import dtype_name
 from inferlab.pagingbench import cache_shape, predict_step_s
 from inferlab.pagingcost import footprint
 from inferlab.recorder import Case
+from inferlab.workload import random_prompt
 
 
 def served_case(
@@ -41,8 +41,8 @@ def served_case(
     config, device = decoder.config, decoder.device.type
     size = max_len if policy == "maximum" else block_size
     prompts = [
-        np.random.default_rng([seed, i]).integers(config.vocab_size, size=r.prompt_len).tolist()
-        for i, r in enumerate(requests)
+        random_prompt(config.vocab_size, request.prompt_len, seed, index)
+        for index, request in enumerate(requests)
     ]
     outputs = [r.output_len for r in requests]
     when_full = "wait" if policy == "known" else "preempt"

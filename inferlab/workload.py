@@ -76,6 +76,11 @@ def unequal_batch(
     return Workload(tuple(requests), seed)
 
 
+def random_prompt(vocab_size: int, length: int, seed: int, index: int) -> list[int]:
+    """Prompt `index` of a seed: tokens uniform over the vocabulary, whatever the others are."""
+    return np.random.default_rng([seed, index]).integers(vocab_size, size=length).tolist()
+
+
 def poisson_times(count: int, rate_req_per_s: float, seed: int = 0) -> np.ndarray:
     """[count] arrival times in seconds of a Poisson process: independent exponential gaps."""
     _check_whole(count, "count")

@@ -29,6 +29,7 @@ from inferlab.recorder import Case
 from inferlab.serving.engine import Engine
 from inferlab.stats import percentile
 from inferlab.trace import Request, Trace
+from inferlab.workload import random_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,8 @@ class Served:
 def prompts_for(vocab_size: int, requests: Sequence[Lengths], seed: int) -> list[list[int]]:
     """Random prompts of these lengths; prompt i depends on the seed, i and its length only."""
     return [
-        np.random.default_rng([seed, i]).integers(vocab_size, size=r.prompt_len).tolist()
-        for i, r in enumerate(requests)
+        random_prompt(vocab_size, request.prompt_len, seed, index)
+        for index, request in enumerate(requests)
     ]
 
 

@@ -7,6 +7,7 @@ import record_examples as examples
 
 from inferlab import pages
 from inferlab.records import CaseInfo, Record
+from inferlab.stats import Estimate
 
 
 def record(**changes) -> Record:
@@ -76,3 +77,9 @@ def test_the_landing_figure_draws_cases_or_says_that_there_are_none():
     assert figure.axes[0].get_xlabel().startswith("predicted (ms)")
     _, empty = pages.landing_figure([])
     assert "no record" in empty
+
+
+def test_a_ratio_has_an_interval_where_rounds_differ():
+    assert pages.ratio_interval(Estimate(1.954, 1.668, 2.009, 3)) == "1.95x [1.67, 2.01]"
+    assert pages.ratio_interval(Estimate(2.0, 2.0, 2.0, 3)) == "2.00x"
+    assert pages.ratio_interval(Estimate(2.0, float("nan"), float("nan"), 2)) == "2.00x"
