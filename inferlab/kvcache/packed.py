@@ -50,7 +50,7 @@ class PackedPass:
         ends = [start + count for start, count in zip(starts, counts, strict=True)]
         self.ends = (np.cumsum(counts) - 1).tolist()
         where = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
-        blocks = [cache.host_table(row)[w // cache.block_size] for row, w in enumerate(where)]
+        blocks = [cache.tables.host[row][w // cache.block_size] for row, w in enumerate(where)]
         self._place(np.concatenate(where), np.concatenate(blocks))
         rows = range(self.num_single, len(counts))
         self._chunks = [self._chunk(row, starts[row], ends[row]) for row in rows]
@@ -71,7 +71,7 @@ class PackedPass:
         if not start:
             return _Chunk(columns, None, None)
         cache, width = self.cache, -(-end // self.cache.block_size)
-        blocks = torch.from_numpy(cache.host_table(row)[:width]).to(cache.device).long()
+        blocks = torch.from_numpy(cache.tables.host[row][:width]).to(cache.device).long()
         allowed = torch.ones(end - start, end, dtype=torch.bool, device=cache.device).tril(start)
         return _Chunk(columns, blocks, allowed[None, None])
 

@@ -19,6 +19,7 @@ from inferlab.kernels import why_unavailable
 from inferlab.kernels.attention import attend
 from inferlab.kvcache.base import CacheShape
 from inferlab.kvcache.blocks import BlockManager, OutOfBlocks
+from inferlab.kvcache.tables import BlockTables
 from inferlab.kvcache.view import StoreView
 
 BLOCK_SIZE = 16  # positions; the default of vLLM
@@ -58,15 +59,18 @@ class PagedCache:
             [torch.zeros(size, dtype=dtype, device=self.device) for _ in range(shape.num_layers)]
             for _ in range(2)
         )
-        rows = shape.batch_size
-        self._host_tables = np.zeros((rows, width), dtype=np.int32)
-        # Kept at their addresses: a CUDA graph holds on to them.
-        self._tables = torch.zeros((rows, width), dtype=torch.int32, device=self.device)
+        # The same stores as rows [N G P, D] to write, and as blocks [N G, P D] to copy from.
+        stores = list(zip(self.keys, self.values, strict=True))
+        self._rows, self._blocks = (
+            [(keys.view(-1, size), values.view(-1, size)) for keys, values in stores]
+            for size in (shape.head_dim, block_size * shape.head_dim)
+        )
+        rows, heads = shape.batch_size, shape.num_kv_heads
+        self.tables = BlockTables(rows, width, self.device)
+        # Kept at their addresses, as the tables are: a CUDA graph holds on to them.
         self._lengths = torch.zeros(rows, dtype=torch.int32, device=self.device)
-        self._targets = torch.zeros((2, rows), dtype=torch.int64, device=self.device)
-        self._heads = torch.arange(shape.num_kv_heads, device=self.device)[:, None]
-        # Which sequence's table a row holds, as the manager's own object, and up to which position.
-        self._listed: list[tuple[Sequence[int] | None, int]] = [(None, 0)] * rows
+        self._targets = torch.zeros(rows * heads, dtype=torch.int64, device=self.device)
+        self._heads = torch.arange(heads, device=self.device)[:, None]
         self.reset()
 
     @property
@@ -119,8 +123,8 @@ class PagedCache:
         self._grow(held, counts)
         if new == 1:
             slots = self.view(0).slots(self._lengths[: len(held), None] - 1)
-            self._into, self._kept = self._targets[:, : len(held)], None
-            self._into.copy_(torch.stack((slots // self.block_size, slots % self.block_size)))
+            self._into, self._kept = self._targets[: len(held) * len(self._heads)], None
+            self._into.copy_(self.rows_of(slots))
             return self.decode_mask()
         columns = torch.arange(new, device=self.device)
         pads = torch.tensor([new - count for count in counts], device=self.device)[:, None]
@@ -128,8 +132,7 @@ class PagedCache:
         places = torch.where(columns < pads, -1, starts + columns - pads)  # [B, T]
         slots = self.view(0).slots(places)
         self._kept = slots >= 0 if any(count < new for count in counts) else None
-        slots = slots if self._kept is None else slots[self._kept]
-        self._into = slots // self.block_size, slots % self.block_size
+        self._into = self.rows_of(slots if self._kept is None else slots[self._kept])
         self._has_past = any(held)
         if not self._has_past:
             return mask
@@ -148,8 +151,8 @@ class PagedCache:
 
         `mask` is what `begin` returned.
         """
-        self._write(self.keys[layer], keys)
-        self._write(self.values[layer], values)
+        for rows, new in zip(self._rows[layer], (keys, values), strict=True):
+            self._write(rows, new)
         if queries.shape[1] > 1 and not self._has_past:  # the prompt is at hand: nothing to look up
             return attend(queries, keys, values, mask)
         return self.attend_stored(layer, queries, mask)
@@ -167,13 +170,23 @@ class PagedCache:
 
     def gathered(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [B, G, S, D] of the selected sequences, S those of the longest."""
-        return self._read(self.keys[layer]), self._read(self.values[layer])
+        if self._width == 1:
+            return self._used(self.keys[layer]), self._used(self.values[layer])
+        if self._chosen is None:  # once a pass
+            tables = self.tables.device[: len(self._ends), None, : self._width]
+            self._chosen = (tables * len(self._heads) + self._heads).flatten()
+        shape = (len(self._ends), len(self._heads), self._width * self.block_size, -1)
+        keys, values = (
+            blocks.index_select(0, self._chosen).view(shape).narrow(2, 0, max(self._ends))
+            for blocks in self._blocks[layer]
+        )
+        return keys, values
 
     def view(self, layer: int) -> StoreView:
         """Where kernels find the layer; shapes that never change where a kernel reads it."""
         rows = len(self._selected)
-        width = self._tables.shape[1] if self.kernel == "triton" else self._width
-        tables = self._tables[:rows, :width]
+        tables = self.tables.device[:rows]
+        tables = tables if self.kernel == "triton" else tables[:, : self._width]
         return StoreView(self.keys[layer], self.values[layer], self._lengths[:rows], tables)
 
     def advance(self, num_positions: int) -> None:
@@ -209,10 +222,6 @@ class PagedCache:
         self._selected, self._ends = self._selected[:rows], self._ends[:rows]
         self._width, self._chosen = self.manager.blocks_for(max(self._ends)), None
 
-    def host_table(self, row: int) -> np.ndarray:
-        """int32 [W]: the block numbers of a selected sequence, on the host."""
-        return self._host_tables[row]
-
     def _grow(self, held: Sequence[int], counts: Sequence[int]) -> None:
         """Blocks for `counts` positions more in each row; tables, lengths, copies of shared."""
         manager, ends = self.manager, [a + b for a, b in zip(held, counts, strict=True)]
@@ -232,28 +241,13 @@ class PagedCache:
             )
             for store in (*self.keys, *self.values):
                 store[targets] = store[sources]
-        self._list_tables(held, ends)
+        tables = [manager.live_table(seq_id) for seq_id in self._selected]
+        size = self.block_size
+        self.tables.update(tables, [n // size for n in held], [n // size for n in ends])
         lengths = torch.tensor(ends, dtype=torch.int32)
         self._lengths[: len(ends)].copy_(lengths, non_blocking=True)
         self._ends, self._width = ends, manager.blocks_for(max(ends))
         self._chosen = None
-
-    def _list_tables(self, held: Sequence[int], ends: Sequence[int]) -> None:
-        """Bring the rows of the tables up to date: only entries that changed are sent."""
-        changed = []
-        for row, (seq_id, start, end) in enumerate(zip(self._selected, held, ends, strict=True)):
-            table = self.manager.live_table(seq_id)
-            listed, listed_end = self._listed[row]
-            # Full blocks that were listed have not changed; the one written next may have.
-            first = min(start, listed_end) // self.block_size if listed is table else 0
-            for column in range(first, len(table)):
-                if self._host_tables[row, column] != table[column]:
-                    self._host_tables[row, column] = table[column]
-                    changed.append((row, column, table[column]))
-            self._listed[row] = (table, end)
-        if changed:
-            found = torch.tensor(changed).T.to(self.device, non_blocking=True)
-            self._tables.index_put_((found[0], found[1]), found[2].int())
 
     def decode_mask(self) -> torch.Tensor | None:
         """[B, 1, 1, S], 0 or -inf where a row ends before the longest; None where none does."""
@@ -265,27 +259,27 @@ class PagedCache:
         mask = torch.zeros(beyond.shape, dtype=self.keys[0].dtype, device=self.device)
         return mask.masked_fill_(beyond, float("-inf"))[:, None, None, :]
 
-    def _write(self, store: torch.Tensor, new: torch.Tensor) -> None:
-        """Put [B, G, T, D] into the blocks and places of this pass."""
-        rows = new.transpose(1, 2).flatten(0, 1)  # [B T, G, D]
-        blocks, places = self._into
-        store[blocks, :, places] = rows if self._kept is None else rows[self._kept]
+    def rows_of(self, slots: torch.Tensor) -> torch.Tensor:
+        """int64 [M G]: the rows of M slots, head by head, in a store seen as [N G P, D]."""
+        size, heads = self.block_size, self._heads
+        return ((slots // size * len(heads) + heads) * size + slots % size).T.flatten()
 
-    def _read(self, store: torch.Tensor) -> torch.Tensor:
-        """[N, G, P, D] -> [B, G, S, D]: the blocks of each row, copied together in one pass."""
-        rows, longest = len(self._ends), max(self._ends)
-        if self._width == 1:  # a block holds a whole sequence: copy no more than is used,
-            blocks = self._host_tables[:rows, 0]
-            used = store.narrow(2, 0, longest)
-            if (np.diff(blocks) == 1).all():  # or nothing, where they follow each other: as dense
-                return used.narrow(0, int(blocks[0]), rows)
-            return used.index_select(0, self._tables[:rows, 0])
-        if self._chosen is None:  # once a pass: rows of the store seen as [N G, P D]
-            tables = self._tables[:rows, None, : self._width]
-            self._chosen = (tables * self.shape.num_kv_heads + self._heads).flatten()
-        found = store.flatten(0, 1).flatten(1).index_select(0, self._chosen)  # [B G W, P D]
-        size = (rows, self.shape.num_kv_heads, self._width * self.block_size, -1)
-        return found.view(size).narrow(2, 0, longest)
+    def _write(self, rows: torch.Tensor, new: torch.Tensor) -> None:
+        """Put [B, G, T, D] where the tokens of this pass lie."""
+        new = new.transpose(1, 2)  # [B, T, G, D]
+        new = new if self._kept is None else new.flatten(0, 1)[self._kept]
+        rows.index_copy_(0, self._into, new.reshape(-1, rows.shape[1]))
+
+    def _used(self, store: torch.Tensor) -> torch.Tensor:
+        """[N, G, P, D] -> [B, G, S, D] where a block holds a whole sequence.
+
+        No more is copied than is used, or nothing, where the blocks follow each other: as dense.
+        """
+        rows, blocks = len(self._ends), self.tables.host[: len(self._ends), 0]
+        used = store.narrow(2, 0, max(self._ends))
+        if (np.diff(blocks) == 1).all():
+            return used.narrow(0, int(blocks[0]), rows)
+        return used.index_select(0, self.tables.device[:rows, 0])
 
 
 def _chosen(kernel: str, device: torch.device) -> str:
