@@ -69,8 +69,8 @@ def tail(ax: Axes, samples: Mapping[str, Sequence[float]], metric: str, mean_of:
         share = 1 - np.arange(len(ordered)) / len(ordered)
         ax.step(ordered, share, where="post", color=style.color, ls=style.linestyle, label=name)
     ax.axhline(0.01, color=QUIET, lw=1)
-    ax.annotate("1 in 100", (0.4, 0.01), xycoords=("axes fraction", "data"), ha="right",
-                va="bottom", fontsize=11, color=INK)  # fmt: skip
+    ax.annotate("1 in\n100", (1.01, 0.01), xycoords=("axes fraction", "data"), ha="left",
+                va="center", fontsize=11, color=INK)  # fmt: skip
     if mean_of:
         ax.axvline(float(np.mean(samples[mean_of])) * factor, color=INK, lw=1.3, ls=":",
                    label=f"mean of {mean_of}")  # fmt: skip

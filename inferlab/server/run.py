@@ -14,40 +14,18 @@ import ipaddress
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from inferlab.errors import MeasurementError, UserError
 from inferlab.server.app import ServedModel, create_app
+from inferlab.server.options import ServeOptions, check_options, codec_of
+from inferlab.server.process import EngineProcess
 from inferlab.server.schema import ApiError
-from inferlab.server.text import Codec, NumberCodec, TokenizerCodec
 from inferlab.server.worker import EngineWorker
 
 KEEP_ALIVE_S = 75.0  # longer than clients keep idle connections: they should close first
 LOOK_S = 0.05
 LAST_WORDS_S = 5.0  # for what is in the sockets when the server ends
-
-
-@dataclass(frozen=True, slots=True)
-class ServeOptions:
-    """What to serve and where; `cache_tokens` and `chunk_size` as in the engine."""
-
-    model: str = "smollm2-135m"
-    weights: str = "real"
-    dtype: str = "bfloat16"
-    device: str = "cpu"
-    host: str = "127.0.0.1"
-    port: int = 8000
-    max_num_seqs: int = 8
-    cache_tokens: int | None = None
-    block_size: int = 16
-    chunk_size: int | None = None
-    max_num_batched_tokens: int = 2048
-    prefix_cache: bool = False
-    max_waiting: int = 1024
-    policy: str = "continuous"
-    step: str = "eager"
-    threads: int | None = None
 
 
 def serve(options: ServeOptions, ready: Callable[[str], None], warn: Callable[[str], None]) -> None:
@@ -61,58 +39,25 @@ def serve(options: ServeOptions, ready: Callable[[str], None], warn: Callable[[s
                 f"{options.host} is not the loopback: everybody who reaches this machine can use "
                 "the server, which asks nobody who they are"
             )
-        engine, model = build_engine(options)
-        worker = EngineWorker(
-            engine,
-            max_open=options.max_num_seqs + options.max_waiting,
-            num_slots=options.max_num_seqs,
-            num_threads=options.threads,
-        )
-        app = create_app(model, worker)
-        gc.collect()
-        gc.freeze()  # what lives as long as the server need not be searched again and again
-        asyncio.run(run_server(app, worker, listener, model.name, ready))
-
-
-def build_engine(options: ServeOptions) -> tuple[Any, ServedModel]:
-    """The engine with its model in memory, and what the server must know about it."""
-    from inferlab.models.load import find_model, load_decoder, load_tokenizer, resolve_config
-    from inferlab.serving.engine import STEPS, Engine
-    from inferlab.serving.scheduler import POLICIES
-
-    config = resolve_config(options.model)
-    for name, value, known in (("policy", options.policy, POLICIES), ("step", options.step, STEPS)):
-        if value not in known:  # before the weights are read
-            raise UserError(f"unknown --{name} {value[:40]!r}; known: {', '.join(known)}")
-    num_blocks = None
-    if options.cache_tokens is not None:
-        num_blocks = options.cache_tokens // options.block_size
-        if num_blocks < 1:
-            raise UserError(
-                f"--cache-tokens {options.cache_tokens} is less than one block of "
-                f"{options.block_size}: give more"
+        with EngineProcess(options) as engine:  # which reads its weights meanwhile
+            config = check_options(options)
+            codec = codec_of(config, options.weights)
+            stats = engine.wait_ready()
+            room = stats.num_blocks * options.block_size
+            model = ServedModel(
+                config.name, config.vocab_size, min(config.max_context_len, room), codec
             )
-    codec: Codec = NumberCodec()
-    if options.weights == "real" or find_model(config.name) is not None:
-        codec = TokenizerCodec(load_tokenizer(config))
-    if options.threads:
-        import torch
-
-        torch.set_num_threads(options.threads)
-    engine = Engine(
-        load_decoder(config, options.dtype, options.device, options.weights),
-        num_blocks=num_blocks,
-        block_size=options.block_size,
-        max_num_seqs=options.max_num_seqs,
-        max_num_batched_tokens=options.max_num_batched_tokens,
-        chunk_size=options.chunk_size,
-        policy=options.policy,
-        prefix_cache=options.prefix_cache,
-        step=options.step,
-    )
-    room = engine.stats().num_blocks * options.block_size
-    max_len = min(config.max_context_len, room)
-    return engine, ServedModel(config.name, config.vocab_size, max_len, codec)
+            worker = EngineWorker(
+                engine.line,
+                stats,
+                max_open=options.max_num_seqs + options.max_waiting,
+                num_slots=options.max_num_seqs,
+                ending=engine.ending,
+            )
+            app = create_app(model, worker)
+            gc.collect()
+            gc.freeze()  # what lives as long as the server need not be searched again and again
+            asyncio.run(run_server(app, worker, listener, model.name, ready))
 
 
 def listening_socket(host: str, port: int) -> socket.socket:

@@ -1,28 +1,30 @@
-"""How do tokens get from the engine's thread to the server's event loop, and requests back?
+"""How do tokens get from the engine's process to the server's event loop, and requests back?
 
-The engine runs in a thread of its own and never waits for the loop: what a step made crosses in
-one call, and wakes the loop once. Requests and cancellations wait in a queue that the thread
-empties between steps. A thread is enough while the loop's work for a step is small beside the
-step: torch gives the interpreter's lock away in each operator.
+What a step made comes in one message and wakes the loop once. Requests and cancellations go out
+by a thread, so that the loop never waits for the engine to take them. In one process with the
+engine, a loop that does next to nothing would cost it some percent of each step: waking it, and
+handing the interpreter's lock to and fro.
 Chapter: chapters/46_serving_under_load.md    Lab: labs/46_serving_under_load.ipynb
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from time import perf_counter
 from typing import Any
 
 from inferlab.errors import MeasurementError, UserError
+from inferlab.server.engineside import STOP, Add, Cancel, Died, Refused, Stepped
 from inferlab.server.schema import ApiError
 
 Token = tuple[int, str | None]  # id, and why the answer ends where it does
 MAX_TAKEN = 64  # a reader that was slow gets what waits for it in pieces of this many tokens
-_STOP = None  # the command that ends the thread
 
 
 class ClientGone(Exception):
@@ -96,29 +98,31 @@ class TokenStream:
 
 
 class EngineWorker:
-    """The engine in its thread; every method is called on the event loop.
+    """The server's side of the line to an engine; every method is called on the event loop.
 
-    `max_open` requests may be in the server at once, running or waiting (None: no limit).
+    `stats` are the engine's first. `max_open` requests may be in the server at once, running or
+    waiting (None: no limit). `ending` says why a line was cut.
     """
 
     def __init__(
         self,
-        engine: Any,
+        line: Connection,
+        stats: Any,
         max_open: int | None = None,
         num_slots: int = 1,
-        num_threads: int | None = None,
-        observe: Any = None,
+        ending: Callable[[], str] = lambda: "its process has ended",
     ) -> None:
-        self._engine, self._max_open, self._num_slots = engine, max_open, num_slots
-        self._num_threads, self.observe = num_threads, observe
+        self._line, self._max_open, self._num_slots = line, max_open, num_slots
+        self.observe: Any = None  # of `prometheus`
+        self._ending = ending
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
         self._open: dict[str, TokenStream] = {}
-        self._thread: threading.Thread | None = None
+        self._sender = threading.Thread(target=self._send, name="commands", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._answer_s = 1.0  # how long answers took lately
         self.failure: str | None = None  # why the engine stopped, if it did
         self.draining = False
-        self.stats = engine.stats()  # as of the last step
+        self.stats = stats  # as of the last step
 
     @property
     def num_open(self) -> int:
@@ -126,17 +130,18 @@ class EngineWorker:
         return len(self._open)
 
     def start(self) -> None:
-        """Start the thread; its tokens go to the running event loop."""
+        """Listen to the engine on the running event loop."""
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self._loop.add_reader(self._line.fileno(), self._hear)
+        self._sender.start()
 
     async def close(self) -> None:
-        """End the thread after its step; open requests get an error."""
+        """End the engine's side after its step; open requests get an error."""
         self.fail_all(ApiError(503, "the server is stopping"))
-        self._commands.put(_STOP)
-        if self._thread is not None:
-            await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+        self._loop.remove_reader(self._line.fileno())
+        self._commands.put(STOP)
+        await self._loop.run_in_executor(None, self._hear_out)
+        self._line.close()
 
     def check_open(self) -> None:
         """ApiError where no request is taken now: 503 when stopping or failed, 429 when full."""
@@ -162,7 +167,15 @@ class EngineWorker:
         """Hand a request to the engine; ApiError where `check_open` refuses."""
         self.check_open()
         self._open[stream.seq_id] = stream
-        self._commands.put(stream)
+        self._commands.put(
+            Add(
+                stream.seq_id,
+                stream.prompt_token_ids,
+                stream.max_tokens,
+                stream.sampling,
+                stream.stop_token_ids,
+            )
+        )
 
     def release(self, stream: TokenStream) -> None:
         """The answer is over: where the engine still works on it, it stops and frees its blocks."""
@@ -170,88 +183,62 @@ class EngineWorker:
             return
         if stream.reason is None and stream.error is None:
             stream.gone = True
-            self._commands.put(stream.seq_id)
+            self._commands.put(Cancel(stream.seq_id))
         else:
             self._answer_s += 0.1 * (perf_counter() - stream.arrived_s - self._answer_s)
-
-    # The engine's thread
-
-    def _run(self) -> None:
-        try:
-            if self._num_threads:
-                import torch
-
-                torch.set_num_threads(self._num_threads)
-            while self._obey():
-                if not self._engine.has_work:
-                    continue
-                outputs = self._engine.step()
-                self.stats = self._engine.stats()
-                if outputs:
-                    self._cross(self._deliver, outputs, perf_counter())
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            self._cross(self._die, f"{type(error).__name__}: {reason}")
-
-    def _obey(self) -> bool:
-        """Take what has come in, and wait for something when there is no work; False: end."""
-        wait = not self._engine.has_work
-        while True:
-            try:
-                command = self._commands.get(block=wait)
-            except queue.Empty:
-                return True
-            wait = False
-            if command is _STOP:
-                return False
-            if isinstance(command, str):
-                self._engine.cancel(command)
-            elif not command.gone:
-                self._admit(command)
-            self.stats = self._engine.stats()
-
-    def _admit(self, stream: TokenStream) -> None:
-        try:
-            self._engine.add_request(
-                stream.seq_id,
-                stream.prompt_token_ids,
-                stream.max_tokens,
-                sampling=stream.sampling,
-                stop_token_ids=stream.stop_token_ids,
-            )
-        except MeasurementError as error:  # its own queue is full
-            refusal = ApiError(429, str(error), code="queue_full", headers={"retry-after": "1"})
-            self._cross(stream.fail, refusal)
-        except UserError as error:
-            self._cross(stream.fail, ApiError(400, str(error)))
-
-    def _cross(self, call: Callable, *arguments: Any) -> None:
-        """Have the loop make a call; nobody listens once it is closed."""
-        try:
-            self._loop.call_soon_threadsafe(call, *arguments)
-        except RuntimeError:
-            if not self._loop.is_closed():
-                raise
-
-    # The loop again
-
-    def _deliver(self, outputs: Sequence[Any], now_s: float) -> None:
-        for output in outputs:
-            stream = self._open.get(output.seq_id)
-            if stream is None:  # it was released while the step ran
-                continue
-            if self.observe is not None:
-                self.observe.token(stream, now_s, output.finish_reason)
-            if stream.first_s is None:
-                stream.first_s = now_s
-            stream.last_s = now_s
-            stream.push(output.token_id, output.finish_reason)
-
-    def _die(self, reason: str) -> None:
-        self.failure = reason
-        self.fail_all(ApiError(500, "the engine failed while it worked on this request"))
 
     def fail_all(self, error: ApiError) -> None:
         """Every open answer ends with `error`."""
         for stream in self._open.values():
             stream.fail(error)
+
+    def _send(self) -> None:
+        """The thread that hands out commands: it may wait for the engine, the loop may not."""
+        while True:
+            command = self._commands.get()
+            try:
+                self._line.send(command)
+            except OSError:  # the engine has ended: `_hear` sees it too
+                return
+            if command is STOP:
+                return
+
+    def _hear(self) -> None:
+        try:
+            said = self._line.recv()
+        except (EOFError, ConnectionError):
+            self._loop.remove_reader(self._line.fileno())
+            said = Died(self._ending())
+        if isinstance(said, Stepped):
+            self.stats = said.stats
+            self._deliver(said.tokens, said.at_s)
+        elif isinstance(said, Refused):
+            if (stream := self._open.get(said.seq_id)) is not None:
+                stream.fail(_refusal_of(said.error))
+        elif self.failure is None:
+            self.failure = said.reason
+            self.fail_all(ApiError(500, "the engine failed while it worked on this request"))
+
+    def _hear_out(self) -> None:
+        """Let the engine say what it still has to say, until it hangs up."""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                self._line.recv()
+
+    def _deliver(self, tokens: Sequence[tuple[str, int, str | None]], at_s: float) -> None:
+        for seq_id, token_id, reason in tokens:
+            stream = self._open.get(seq_id)
+            if stream is None:  # it was released while the step ran
+                continue
+            if self.observe is not None:
+                self.observe.token(stream, at_s, reason)
+            if stream.first_s is None:
+                stream.first_s = at_s
+            stream.last_s = at_s
+            stream.push(token_id, reason)
+
+
+def _refusal_of(error: UserError) -> ApiError:
+    if isinstance(error, MeasurementError):  # its own queue is full
+        return ApiError(429, str(error), code="queue_full", headers={"retry-after": "1"})
+    return ApiError(400, str(error))

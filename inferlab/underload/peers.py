@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -61,6 +62,12 @@ _VLLM_BENCH = (
     "from vllm.utils.argparse_utils import FlexibleArgumentParser as P; "
     "from vllm.benchmarks.serve import add_cli_args, main; "
     "p = P(); add_cli_args(p); main(p.parse_args())"
+)
+
+
+_ON_CORES = (
+    "import os, sys; os.sched_setaffinity(0, map(int, sys.argv[1].split(','))); "
+    "os.execv(sys.argv[2], sys.argv[2:])"
 )
 
 
@@ -142,7 +149,8 @@ def run_tool(name: str, job: Job, folder: Path, timeout_s: float = TIMEOUT_S) ->
     scratch.mkdir(exist_ok=True)  # AIPerf leaves files in the system's
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - a command line of ours, no shell
-            words, cwd=folder, env={**_environment(name), "TMPDIR": str(scratch)},
+            [sys.executable, "-c", _ON_CORES, ",".join(map(str, _client_cores())), *words],
+            cwd=folder, env={**_environment(name), "TMPDIR": str(scratch)},
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
@@ -170,6 +178,12 @@ def run_peer(name: str, job: Job, timeout_s: float = TIMEOUT_S) -> dict[str, Any
     with tempfile.TemporaryDirectory(prefix="inferlab-peer-") as folder:
         run_tool(name, job, Path(folder), timeout_s)
         return load_report(name, Path(folder), job.num_requests, job.output_len)
+
+
+def _client_cores() -> list[int]:
+    """The upper half of the cores: a tool of several processes must not take the server's too."""
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[len(cores) // 2 :]
 
 
 def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> Path:

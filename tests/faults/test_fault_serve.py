@@ -196,14 +196,19 @@ def test_what_is_the_loopback():
     assert not any(is_loopback(host) for host in (ANYWHERE, "::", "192.168.0.1", "example"))
 
 
-def test_the_command_serves_the_model_and_ends_with_0():
+def serve_command(*arguments):
+    """(process, the line it prints when it is ready) of `inferlab serve`."""
     command = [sys.executable, "-m", "inferlab", "serve", "--port", "0", "--threads", "1",
-               "--cache-tokens", "1024", "--host", ANYWHERE]  # fmt: skip
+               "--cache-tokens", "1024", *arguments]  # fmt: skip
     one = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
+    return one, one.stdout.readline()
+
+
+def test_the_command_serves_the_model_and_ends_with_0():
+    one, line = serve_command("--host", ANYWHERE)
     try:
-        line = one.stdout.readline()
         port = int(line.rpartition(":")[2])
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         body = {"model": "smollm2-135m", "prompt": "The capital of France is", "max_tokens": 3}
@@ -220,3 +225,27 @@ def test_the_command_serves_the_model_and_ends_with_0():
     assert err.startswith("0.0.0.0 is not the loopback") and err.count("\n") == 1
     host = socket.gethostname()
     assert host not in answer.decode() and str(ROOT) not in answer.decode()
+
+
+def test_an_engine_that_is_killed_ends_the_server_and_its_answers():
+    one, line = serve_command()
+    try:
+        port = int(line.rpartition(":")[2])
+        raw = open_stream(port, model="smollm2-135m", max_tokens=900, ignore_eos=True)
+        (engine,) = psutil.Process(one.pid).children()
+        engine.kill()
+        assert b"the engine failed while it worked on this request" in rest_of(raw)
+        out, err = one.communicate(timeout=30)
+    finally:
+        one.kill()
+    assert one.returncode == 1 and out == ""
+    assert "its process was killed, as happens when memory runs out" in only_error(err)
+
+
+def test_no_engine_outlives_a_server_that_is_killed():
+    one, _ = serve_command()
+    (engine,) = psutil.Process(one.pid).children()
+    one.kill()
+    one.communicate(timeout=30)
+    engine.wait(20)
+    assert not engine.is_running()

@@ -14,11 +14,13 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from multiprocessing import Pipe
 
 import httpx
 
 from inferlab.errors import UserError
 from inferlab.server.app import ServedModel, create_app
+from inferlab.server.engineside import run_engine
 from inferlab.server.run import listening_socket, run_server
 from inferlab.server.text import NumberCodec
 from inferlab.server.worker import EngineWorker
@@ -100,6 +102,17 @@ class ScriptedEngine:
         )
 
 
+def line_to(engine):
+    """The server's end of a line to `engine`, which steps in a thread of the test."""
+    line, other = Pipe()
+    threading.Thread(target=run_engine, args=(engine, other), daemon=True).start()
+    return line
+
+
+def worker_for(engine, **options):
+    return EngineWorker(line_to(engine), engine.stats(), **options)
+
+
 class StoppingCodec(NumberCodec):
     stop_token_ids = (9,)
 
@@ -112,7 +125,7 @@ class TestServer:
     def __init__(self, engine=None, *, max_open=64, codec=None, stalled_reader_s=60.0,
                  vocab=VOCAB, max_len=MAX_LEN):  # fmt: skip
         self.engine = engine or ScriptedEngine()
-        self.worker = EngineWorker(self.engine, max_open=max_open, num_slots=8)
+        self.worker = worker_for(self.engine, max_open=max_open, num_slots=8)
         model = ServedModel("tiny", vocab, max_len, codec or StoppingCodec())
         self.app = create_app(model, self.worker, stalled_reader_s)
         self.listener = listening_socket("127.0.0.1", 0)
@@ -233,10 +246,10 @@ def tiny_engine(**options):
 def main(kind: str) -> None:
     if kind == "tiny":
         engine = tiny_engine(max_num_seqs=8, num_blocks=128, prefix_cache=True, chunk_size=16)
-        worker = EngineWorker(engine, max_open=12, num_slots=8, num_threads=1)
+        worker = worker_for(engine, max_open=12, num_slots=8)
     else:
         engine = ScriptedEngine(step_s=0.02, num_slots=2)
-        worker = EngineWorker(engine, max_open=6, num_slots=2)
+        worker = worker_for(engine, max_open=6, num_slots=2)
     app = create_app(ServedModel("tiny", VOCAB, MAX_LEN, NumberCodec()), worker)
     with listening_socket("127.0.0.1", 0) as listener:
         try:

@@ -169,15 +169,15 @@ def test_metrics_count_what_happened():
 def test_tokens_of_a_step_cross_together():
     engine = ScriptedEngine(step_s=0.01)
     with TestServer(engine) as server:
-        crossings = []
-        cross = server.worker._cross
-        server.worker._cross = lambda call, *rest: (crossings.append(rest), cross(call, *rest))
+        heard, deliver = [], server.worker._deliver
+        server.worker._deliver = lambda tokens, at_s: (heard.append(tokens), deliver(tokens, at_s))
         raws = [server.connect() for _ in range(6)]
         for raw in raws:
             server.send(raw, max_tokens=20)
         wait_until(lambda: engine.now.output_tokens == 120)
         server.wait_idle()
-        assert len(crossings) == engine.now.num_steps < engine.now.output_tokens == 120
+        steps = [tokens for tokens in heard if tokens]
+        assert len(steps) == engine.now.num_steps < engine.now.output_tokens == 120
         for raw in raws:
             raw.close()
 

@@ -1,20 +1,20 @@
-"""Between the engine's thread and the loop: pieces, refusals, and what happens at the end."""
+"""Between the engine's side of the line and the loop: pieces, refusals, and what happens at the end."""
 
 import asyncio
 
 import pytest
-from server_examples import ScriptedEngine
+from server_examples import ScriptedEngine, worker_for
 
 from inferlab.errors import MeasurementError
 from inferlab.server.schema import ApiError
-from inferlab.server.worker import MAX_TAKEN, ClientGone, EngineWorker, TokenStream
+from inferlab.server.worker import MAX_TAKEN, ClientGone, TokenStream
 
 
 def run(scenario, engine=None, **options):
-    """`scenario(worker)` on a loop, with the worker's thread running."""
+    """`scenario(worker)` on a loop, with an engine at the other end of its line."""
 
     async def main():
-        worker = EngineWorker(engine or ScriptedEngine(), **options)
+        worker = worker_for(engine or ScriptedEngine(), **options)
         worker.start()
         try:
             return await scenario(worker)
@@ -69,7 +69,7 @@ def test_tokens_come_before_an_error_and_nothing_after_the_client_left():
     run(scenario)
 
 
-def test_a_request_that_left_before_the_engine_saw_it_is_not_added():
+def test_a_request_that_left_before_the_engine_saw_it_is_never_computed():
     engine = ScriptedEngine(step_s=0.05)
 
     async def scenario(worker):
@@ -80,7 +80,7 @@ def test_a_request_that_left_before_the_engine_saw_it_is_not_added():
         await all_tokens(worker, running)
 
     run(scenario, engine)
-    assert [seen[0] for seen in engine.seen] == ["a"]
+    assert engine.cancelled == ["b"] and not engine.running
 
 
 def test_a_place_is_free_again_when_an_answer_is_over():
@@ -124,7 +124,7 @@ def test_a_failed_engine_takes_no_more_requests():
     assert run(scenario, ScriptedEngine(fail_at=3)) == 503
 
 
-def test_closing_ends_the_thread_and_tells_who_waits():
+def test_closing_ends_the_engines_side_and_tells_who_waits():
     stream = TokenStream("a", [1], 10**6)
 
     async def scenario(worker):
@@ -133,4 +133,4 @@ def test_closing_ends_the_thread_and_tells_who_waits():
         return worker
 
     worker = run(scenario, ScriptedEngine(step_s=0.001))
-    assert not worker._thread.is_alive() and stream.error.status == 503
+    assert worker._line.closed and not worker._sender.is_alive() and stream.error.status == 503
