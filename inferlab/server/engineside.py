@@ -8,6 +8,7 @@ Chapter: chapters/46_serving_under_load.md    Lab: labs/46_serving_under_load.ip
 
 from __future__ import annotations
 
+import contextlib
 from multiprocessing.connection import Connection
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -94,7 +95,5 @@ def _obey(engine: Any, line: Connection) -> bool:
 
 
 def _last_words(line: Connection, words: Died) -> None:
-    try:
+    with contextlib.suppress(OSError):
         line.send(words)
-    except OSError:
-        pass

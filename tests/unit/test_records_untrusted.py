@@ -197,6 +197,10 @@ def test_bad_samples_are_refused_by_writer_and_reader(tmp_path, position, value,
     refused(folder, match)
 
 
+def test_the_error_of_a_client_has_either_sign(tmp_path):
+    write_record(manifest(), samples([ROW, (ROW[0], "tpot_error_s", -1e-6, 0, "ok")]), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

@@ -1,4 +1,4 @@
-"""Between the engine's side of the line and the loop: pieces, refusals, and what happens at the end."""
+"""Between engine and loop: pieces, refusals, and what happens at the end."""
 
 import asyncio
 
