@@ -33,6 +33,14 @@ def test_summary_counts_misses_beyond_a_factor_of_two():
     assert list(summary["cases"]) == [2]
 
 
+def test_summary_has_one_statistic_of_a_quantity(monkeypatch):
+    metrics = ["tpot_median_s", "tpot_p95_s", "tpot_max_s", "ttft_p95_s", "e2e_mean_s", "tpot_s"]
+    table = pd.DataFrame({"metric": metrics, "ratio": 1.0, "error_ratio": 0.0})
+    monkeypatch.setattr(pages, "predictions", lambda _: table)
+    kept = ["tpot_median_s", "ttft_p95_s", "e2e_mean_s", "TPOT"]
+    assert list(pages.prediction_summary([record()])["quantity"]) == kept
+
+
 def test_markup_in_a_record_stays_text():
     hostile = "<script>alert(1)</script>"
     html = pages.html_table(pd.DataFrame({hostile: [hostile]}), hostile).data
