@@ -76,7 +76,7 @@ def tail(ax: Axes, samples: Mapping[str, Sequence[float]], metric: str, mean_of:
                    label=f"mean of {mean_of}")  # fmt: skip
     ax.set(xscale="log", yscale="log", xlabel=f"{label}, log scale",
            ylabel="share that takes longer, log scale")  # fmt: skip
-    ax.legend(loc="lower left")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3)
 
 
 def percentile_bands(ax: Axes, sizes: Sequence[int], q: float = 99.0) -> None:
