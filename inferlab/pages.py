@@ -167,12 +167,12 @@ def prediction_summary(records: Sequence[Record]) -> pd.DataFrame:
             rows.append(
                 {
                     "lab": record.manifest.lab,
-                    "device": record.manifest.machine.title,
                     "quantity": SHOWN_METRICS.get(metric, metric),
-                    "cases": len(group),
                     "median predicted / measured": f"{group['ratio'].median():.2f}",
                     "median absolute error": f"{group['error_ratio'].median():.0%}",
                     "off by more than 2×": len(missed),
+                    "cases": len(group),
+                    "device": record.manifest.machine.title,
                 }
             )
     return pd.DataFrame(rows)
