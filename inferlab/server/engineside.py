@@ -65,35 +65,41 @@ def run_engine(engine: Any, line: Connection) -> None:
     except (EOFError, ConnectionError):
         pass
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        _last_words(line, Died(f"{type(error).__name__}: {reason}"))
+        with contextlib.suppress(OSError):
+            line.send(Died(reason_of(error)))
     finally:
         line.close()
 
 
+def reason_of(error: Exception) -> str:
+    """What went wrong, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def _obey(engine: Any, line: Connection) -> bool:
     """Take what has come in, and wait for something when there is no work; False: end."""
-    wait = not engine.has_work
-    while wait or line.poll():
-        command, wait = line.recv(), False
+    commands = []
+    while line.poll() or not (commands or engine.has_work):
+        commands.append(line.recv())
+    gone = {command.seq_id for command in commands if isinstance(command, Cancel)}
+    for command in commands:
         if command is STOP:
             return False
         if isinstance(command, Cancel):
             engine.cancel(command.seq_id)
-            continue
-        try:
-            engine.add_request(
-                command.seq_id,
-                command.prompt_token_ids,
-                command.max_tokens,
-                sampling=command.sampling,
-                stop_token_ids=command.stop_token_ids,
-            )
-        except UserError as error:
-            line.send(Refused(command.seq_id, error))
+        elif command.seq_id not in gone:  # nobody waits for it any more: not even added
+            _admit(engine, line, command)
     return True
 
 
-def _last_words(line: Connection, words: Died) -> None:
-    with contextlib.suppress(OSError):
-        line.send(words)
+def _admit(engine: Any, line: Connection, command: Add) -> None:
+    try:
+        engine.add_request(
+            command.seq_id,
+            command.prompt_token_ids,
+            command.max_tokens,
+            sampling=command.sampling,
+            stop_token_ids=command.stop_token_ids,
+        )
+    except UserError as error:
+        line.send(Refused(command.seq_id, error))

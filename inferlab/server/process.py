@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from inferlab.errors import MeasurementError, UserError
-from inferlab.server.engineside import run_engine
+from inferlab.server.engineside import reason_of, run_engine
 
 if TYPE_CHECKING:
     from inferlab.server.options import ServeOptions
@@ -90,8 +90,7 @@ def main(fd: int) -> None:
             line.send(error)
             return
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            line.send(MeasurementError(f"the engine failed: {type(error).__name__}: {reason}"))
+            line.send(MeasurementError(f"the engine failed: {reason_of(error)}"))
             return
         line.send(engine.stats())
     except (EOFError, ConnectionError):

@@ -182,7 +182,6 @@ class EngineWorker:
         if self._open.pop(stream.seq_id, None) is None:
             return
         if stream.reason is None and stream.error is None:
-            stream.gone = True
             self._commands.put(Cancel(stream.seq_id))
         else:
             self._answer_s += 0.1 * (perf_counter() - stream.arrived_s - self._answer_s)
