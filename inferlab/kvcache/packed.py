@@ -61,9 +61,11 @@ class PackedPass:
 
     def _place(self, where: np.ndarray, blocks: np.ndarray) -> None:
         """Positions of the N tokens and where in the store they go, on the device."""
-        found = np.stack((where, blocks, where % self.cache.block_size))
-        positions, self._blocks, self._places = torch.from_numpy(found).to(self.cache.device)
+        size = self.cache.block_size
+        found = np.stack((where, blocks * size + where % size))
+        positions, slots = torch.from_numpy(found).to(self.cache.device)
         self.positions = positions[None]  # [1, N]
+        self._into = self.cache.rows_of(slots)
 
     def _chunk(self, row: int, start: int, end: int) -> _Chunk:
         last = self.ends[row] + 1
@@ -89,8 +91,7 @@ class PackedPass:
     ) -> torch.Tensor:
         """Store [1, G, N, D] and attend: queries [1, N, G R, D] -> [1, N, G R D]."""
         cache, stores = self.cache, (self.cache.keys[layer], self.cache.values[layer])
-        for store, new in zip(stores, (keys, values), strict=True):
-            store[self._blocks, :, self._places] = new[0].transpose(0, 1)
+        cache.write(layer, (keys, values), self._into, None)
         mixed = []
         if self.num_single:
             single = queries[0, : self.num_single, None]  # [B, 1, G R, D]

@@ -24,6 +24,7 @@ from inferlab.kvcache.view import StoreView
 
 BLOCK_SIZE = 16  # positions; the default of vLLM
 KERNELS = ("auto", "gather", "triton")
+Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
 
 
 class PagedCache:
@@ -151,8 +152,7 @@ class PagedCache:
 
         `mask` is what `begin` returned.
         """
-        for rows, new in zip(self._rows[layer], (keys, values), strict=True):
-            self._write(rows, new)
+        self.write(layer, (keys, values), self._into, self._kept)
         if queries.shape[1] > 1 and not self._has_past:  # the prompt is at hand: nothing to look up
             return attend(queries, keys, values, mask)
         return self.attend_stored(layer, queries, mask)
@@ -168,7 +168,7 @@ class PagedCache:
             return decode_attention(queries[:, 0], self.view(layer)).reshape(batch, 1, -1)
         return attend(queries, *self.gathered(layer), mask)
 
-    def gathered(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def gathered(self, layer: int) -> Pair:
         """Keys and values [B, G, S, D] of the selected sequences, S those of the longest."""
         if self._width == 1:
             return self._used(self.keys[layer]), self._used(self.values[layer])
@@ -207,6 +207,15 @@ class PagedCache:
         """Bytes of the blocks that are lent out."""
         used = self.manager.num_blocks - self.manager.num_free
         return self.num_bytes() // self.manager.num_blocks * used
+
+    def write(self, layer: int, new: Pair, into: torch.Tensor, kept: torch.Tensor | None) -> None:
+        """Store keys and values [B, G, T, D] at the rows `into`, see `rows_of`, of those of the
+        B T tokens for which `kept` is True; None: of all.
+        """
+        for rows, one in zip(self._rows[layer], new, strict=True):
+            one = one.transpose(1, 2)  # [B, T, G, D]
+            one = one if kept is None else one.flatten(0, 1)[kept]
+            rows.index_copy_(0, into, one.reshape(-1, rows.shape[1]))
 
     def extend(self, counts: Sequence[int]) -> list[int]:
         """Room for counts[i] >= 1 positions more of each selected sequence; where they begin.
@@ -263,12 +272,6 @@ class PagedCache:
         """int64 [M G]: the rows of M slots, head by head, in a store seen as [N G P, D]."""
         size, heads = self.block_size, self._heads
         return ((slots // size * len(heads) + heads) * size + slots % size).T.flatten()
-
-    def _write(self, rows: torch.Tensor, new: torch.Tensor) -> None:
-        """Put [B, G, T, D] where the tokens of this pass lie."""
-        new = new.transpose(1, 2)  # [B, T, G, D]
-        new = new if self._kept is None else new.flatten(0, 1)[self._kept]
-        rows.index_copy_(0, self._into, new.reshape(-1, rows.shape[1]))
 
     def _used(self, store: torch.Tensor) -> torch.Tensor:
         """[N, G, P, D] -> [B, G, S, D] where a block holds a whole sequence.
