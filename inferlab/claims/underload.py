@@ -53,7 +53,9 @@ def traffic_moves_the_tail(
     where = "; ".join(
         f"{word} {', '.join(found)}"
         for word, found in (
-            ("tails moved by", moved), ("not by", kept), ("left out as void:", void),
+            ("tails moved by", moved),
+            ("not by", kept),
+            ("left out as void:", void),
         )
         if found
     )

@@ -33,8 +33,7 @@ def check_floor(answer_s: float | None) -> str:
             "the keys and values of 16 sequences are read too": weights_s,
             "each of the 16 sequences has its own keys and values": weights_s
             + cost.kv_read_bytes / BATCH_SIZE / h200().read_bytes_per_s,
-            "milliseconds: the answer is asked in seconds": 1e3
-            * roofline.floor_s(cost, h200()),
+            "milliseconds: the answer is asked in seconds": 1e3 * roofline.floor_s(cost, h200()),
         },
     )
 

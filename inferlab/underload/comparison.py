@@ -35,8 +35,8 @@ from inferlab.workload import RequestSpec, Workload, uniform_batch
 GOAL_RATIO, LIMIT_RATIO = 0.02, 0.05  # of a median of TTFT or of time per token
 COMPARED = {"ttft_s": "TTFT", "tpot_s": "time per token", "itl_s": "gap between chunks"}
 # Every case has its own warm-up, and a tool takes ten seconds to start: a round is long, there are
-# few. Two of them differ by what the machine did meanwhile; three have a median.
-STOP = StopRule(min_rounds=3, max_rounds=3, warmup_rounds=0, time_cap_s=600.0)
+# few. What the machine does meanwhile reaches single rounds: a median of five leaves two out.
+STOP = StopRule(min_rounds=5, max_rounds=5, warmup_rounds=0, time_cap_s=900.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -62,12 +61,6 @@ _VLLM_BENCH = (
     "from vllm.utils.argparse_utils import FlexibleArgumentParser as P; "
     "from vllm.benchmarks.serve import add_cli_args, main; "
     "p = P(); add_cli_args(p); main(p.parse_args())"
-)
-
-
-_ON_CORES = (
-    "import os, sys; os.sched_setaffinity(0, map(int, sys.argv[1].split(','))); "
-    "os.execv(sys.argv[2], sys.argv[2:])"
 )
 
 
@@ -149,11 +142,12 @@ def run_tool(name: str, job: Job, folder: Path, timeout_s: float = TIMEOUT_S) ->
     scratch.mkdir(exist_ok=True)  # AIPerf leaves files in the system's
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - a command line of ours, no shell
-            [sys.executable, "-c", _ON_CORES, ",".join(map(str, _client_cores())), *words],
-            cwd=folder, env={**_environment(name), "TMPDIR": str(scratch)},
+            words, cwd=folder, env={**_environment(name), "TMPDIR": str(scratch)},
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
+        with suppress(ProcessLookupError):  # it has ended already
+            os.sched_setaffinity(process.pid, _client_cores())
         try:
             code: int | None = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
