@@ -151,6 +151,11 @@ def predictions(record: Record) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def missed(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `predictions` that are off by more than MISS_FACTOR, either way."""
+    return table[(table["ratio"] > MISS_FACTOR) | (table["ratio"] < 1 / MISS_FACTOR)]
+
+
 def prediction_summary(records: Sequence[Record]) -> pd.DataFrame:
     """For each lab, device and quantity: how far off the predictions are.
 
@@ -163,14 +168,13 @@ def prediction_summary(records: Sequence[Record]) -> pd.DataFrame:
         for metric, group in found.groupby("metric", sort=False):
             if _STATISTIC.sub("_median_", metric) in known - {metric}:
                 continue
-            missed = group[(group["ratio"] > MISS_FACTOR) | (group["ratio"] < 1 / MISS_FACTOR)]
             rows.append(
                 {
                     "lab": record.manifest.lab,
                     "quantity": SHOWN_METRICS.get(metric, metric),
                     "median predicted / measured": f"{group['ratio'].median():.2f}",
                     "median absolute error": f"{group['error_ratio'].median():.0%}",
-                    "off by more than 2×": len(missed),
+                    "off by more than 2×": len(missed(group)),
                     "cases": len(group),
                     "device": record.manifest.machine.title,
                 }

@@ -21,6 +21,7 @@ MISSING = "n/a"
 
 _SI_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 _TIME_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+_RATES = {"_tok_per_s": "tok/s", "_req_per_s": "req/s", "events_per_s": "events/s", "flops": "FLOP"}
 _BINARY_UNITS = ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"), (1, "B"))
 
 
@@ -69,10 +70,10 @@ def format_bytes(value_bytes: float | None, digits: int = 3, *, binary: bool = F
 def format_rate(value: float | None, unit: str, digits: int = 3) -> str:
     """A rate with an SI prefix before its unit: (2.3e10, "B/s") -> "23.0 GB/s".
 
-    Rates of countable things read better bare: for units that start with "tok" or "req" no prefix
-    is used ("12,300 tok/s").
+    Rates of countable things read better bare: for units that start with "tok", "req" or "events"
+    no prefix is used ("12,300 tok/s").
     """
-    if unit.startswith(("tok", "req")):
+    if unit.startswith(("tok", "req", "events")):
         return _format_scaled(value, ((1.0, ""),), unit, digits)
     return _format_scaled(value, _SI_PREFIXES, unit, digits)
 
@@ -81,3 +82,20 @@ def format_ratio(value: float | None, digits: int = 3) -> str:
     """A ratio as "1.53x"; None or NaN -> "n/a"."""
     text = format_number(value, digits)
     return text if text == MISSING else f"{text}x"
+
+
+def format_metric(name: str, value: float | None) -> str:
+    """A metric in the unit that its name ends in: ("ttft_s", 0.0123) -> "12.3 ms"; None -> "n/a".
+
+    A name that ends in "ratio" or "share" is a percentage; whole numbers stay as they are.
+    """
+    if value is None or not math.isfinite(value):
+        return MISSING
+    for suffix, unit in _RATES.items():
+        if name.endswith(suffix):
+            return format_rate(value, unit)
+    if name.endswith("_s"):
+        return format_seconds(value)
+    if name.endswith(("_ratio", "share")):
+        return f"{value:.0%}"
+    return format_number(value) if isinstance(value, float) else str(value)

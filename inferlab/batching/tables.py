@@ -228,7 +228,7 @@ def shown(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     found = pd.DataFrame(list(rows))
     for column in found.columns:
         if found[column].dtype.kind == "f":
-            found[column] = [_cell(column, value) for value in found[column]]
+            found[column] = [units.format_metric(column, v) for v in found[column]]
     return found.rename(columns=_title)
 
 
@@ -244,18 +244,6 @@ def of_devices(records: Iterable[Record], rows_of: Callable[[Record], list[Row]]
     return shown(
         {"device": record.manifest.device, **row} for record in records for row in rows_of(record)
     )
-
-
-def _cell(column: str, value: float) -> str:
-    if column.endswith("_tok_per_s"):
-        return units.format_rate(value, "tok/s")
-    if column.endswith("_s"):
-        return units.format_seconds(value)
-    if column == "flops":
-        return units.format_rate(value, "FLOP")
-    if column == "waste_ratio":
-        return f"{value:.0%}"
-    return units.format_number(value)
 
 
 def _load_cases(record: Record, lengths: str) -> list[tuple[str, CaseInfo]]:

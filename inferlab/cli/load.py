@@ -171,7 +171,7 @@ def load(
 def _judge(points: "list[LoadPoint]", result: dict[str, Any]) -> None:
     """Raise what makes the exit code other than 0."""
     last = points[-1]
-    if last.run.interrupted:
+    if last.interrupted:
         raise KeyboardInterrupt
     if all(point.all_failed for point in points):
         raise MeasurementError(f"every request failed; the first: {points[0].first_error()}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from inferlab.continuous.cost import is_decode
 from inferlab.continuous.setting import Setting
@@ -73,18 +74,31 @@ def emulate(
     due = list(arrivals_s) if arrivals_s is not None else [0.0] * len(requests)
     if len(due) != len(requests) or not requests or sorted(due) != due or due[0] < 0:
         raise UserError("arrivals must be one a request, in order and not negative")
-    scheduler = setting.scheduler()
+    meta = {"label": "emulated", "policy": setting.policy, "store": setting.store}
+    return drive(setting.scheduler(), requests, step_s, due, meta)
+
+
+def drive(
+    scheduler: Scheduler, requests: Sequence[Lengths], step_s: StepSeconds,
+    sent_s: Sequence[float], meta: dict[str, Any],
+) -> Emulated:  # fmt: skip
+    """Let `scheduler` serve `requests` in virtual time; the trace carries `meta`.
+
+    `sent_s` are the times, in order, at which the first of them are sent. Any beyond those are
+    sent one by one, each when another is answered: a closed loop.
+    """
     texts = [Text(f"r{i:05d}", range(r.prompt_len), r.output_len) for i, r in enumerate(requests)]
+    due = list(sent_s)
     events: dict[str, list[tuple[float, int]]] = {text.seq_id: [] for text in texts}
     now, entered, steps, preempted, recomputed = 0.0, 0, [], 0, 0
     while True:
-        while entered < len(texts) and due[entered] <= now:
+        while entered < len(due) and due[entered] <= now:
             scheduler.add(texts[entered])
             entered += 1
         held = {seq.seq_id: seq.num_computed for seq in scheduler.running}
         plan = scheduler.schedule()
         if not plan.segments:
-            if entered == len(texts):
+            if entered == len(due):
                 break
             now = due[entered]
             continue
@@ -94,17 +108,18 @@ def emulate(
         decodes = sum(map(is_decode, plan.segments))
         read = sum(segment.num_tokens for segment in plan.segments) - decodes
         steps.append(Step(now, decodes, read, scheduler.num_waiting))
-        for seq_id in take(scheduler, plan):
-            events[seq_id].append((now, 1))
+        for seq in _take(scheduler, plan):
+            events[seq.seq_id].append((now, 1))
+            if seq.finish_reason and len(due) < len(texts):
+                due.append(now)
     found = tuple(
         Request(text.seq_id, at, at, len(text.prompt_token_ids), tuple(events[text.seq_id]))
         for text, at in zip(texts, due, strict=True)
     )
-    meta = {"label": "emulated", "policy": setting.policy, "store": setting.store}
     return Emulated(Trace(found, meta), tuple(steps), preempted, recomputed)
 
 
-def take(scheduler: Scheduler, plan: StepPlan, token_id: int = 0) -> list[str]:
+def _take(scheduler: Scheduler, plan: StepPlan, token_id: int = 0) -> list[Text]:
     """Do what a step does to the bookkeeping, every token being `token_id`; who got one."""
     scheduler.manager.append_all({s.seq.seq_id: s.num_tokens for s in plan.segments})
     scheduler.computed(plan)
@@ -112,4 +127,4 @@ def take(scheduler: Scheduler, plan: StepPlan, token_id: int = 0) -> list[str]:
     for seq in got:
         if reason := seq.append(token_id):
             scheduler.finish(seq, reason)
-    return [seq.seq_id for seq in got]
+    return got

@@ -36,6 +36,11 @@ class LoadPoint:
         return self.run.trace
 
     @property
+    def interrupted(self) -> bool:
+        """Whether the run was ended before its time; its trace is partial."""
+        return self.run.interrupted
+
+    @property
     def is_void(self) -> bool:
         """Whether the client may not be trusted (see `run.verdict`)."""
         return not self.run.verdict.valid
@@ -107,7 +112,7 @@ def warm_up(target: Target, plan: LoadPlan, count: int) -> float | None:
         seed=plan.seed + _WARMUP_SEED,
     )
     point = run_point(target, closed)
-    if point.run.interrupted:
+    if point.interrupted:
         raise KeyboardInterrupt
     if point.all_failed:
         raise MeasurementError(f"every warm-up request failed; the first: {point.first_error()}")

@@ -26,7 +26,7 @@ def point_report(point: LoadPoint) -> dict[str, Any]:
         "offered_req_per_s": point.offered_req_per_s,
         "inferlab": None if point.summary is None else point.summary.to_dict(),
         "client": point.run.verdict.to_dict(),
-        "interrupted": point.run.interrupted,
+        "interrupted": point.interrupted,
         "unsent": meta["unsent"],
         "short_answers": meta["short_answers"],
         "tokens_from": meta["tokens_from"],

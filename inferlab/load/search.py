@@ -59,7 +59,7 @@ def find_max_rate(
     rate = start_req_per_s
     while len(points) < most_points:
         point = _trusted(measure, rate, points)
-        if point.run.interrupted or point.is_void:
+        if point.interrupted or point.is_void:
             break
         if point.meets(goodput_ratio):
             low = rate
@@ -92,13 +92,13 @@ def sweep(
     points: list[LoadPoint] = []
     if rates_req_per_s:
         for rate in rates_req_per_s:
-            if _trusted(measure, rate, points).run.interrupted:
+            if _trusted(measure, rate, points).interrupted:
                 break
         return points
     rate = start_req_per_s
     for _ in range(most_points):
         point = _trusted(measure, rate, points)
-        if point.run.interrupted or point.all_failed:
+        if point.interrupted or point.all_failed:
             break
         answered, offered = point.summary.requests_per_s, point.offered_req_per_s
         if answered is not None and offered and answered < ANSWERED_RATIO * offered:
@@ -111,7 +111,7 @@ def _trusted(measure: Measure, rate: float, points: list[LoadPoint]) -> LoadPoin
     """A point at `rate`, made once more when its client was late or busy; appended to `points`."""
     for _ in range(2):
         points.append(measure(rate, SEED_STEP * len(points)))
-        if not points[-1].is_void or points[-1].run.interrupted:
+        if not points[-1].is_void or points[-1].interrupted:
             break
     return points[-1]
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 from inferlab.lengths import Lengths
 from inferlab.load.search import SEED_STEP, find_max_rate
-from inferlab.metrics import SLO, summarize
+from inferlab.metrics import SLO
 from inferlab.underload.emulate import EmulatedServer
-from inferlab.workload import poisson_times
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +24,6 @@ class EmulatedPoint:
     attainment_ratio: float
     is_void: bool = False
     interrupted: bool = False
-
-    @property
-    def run(self) -> EmulatedPoint:
-        """The run is the point."""
-        return self
 
     def meets(self, goodput_ratio: float) -> bool:
         """Whether at least this share of the requests met every limit of the SLO."""
@@ -54,10 +48,10 @@ def found_rates(
 
     def search(draw: int) -> float:
         def measure(rate: float, offset: int) -> EmulatedPoint:
-            count = num_requests(rate)
-            times = poisson_times(count, rate, draw * SEED_STEP**2 + offset)
-            trace = server.open_loop([one] * count, times)
-            return EmulatedPoint(summarize(trace, slo).goodput.attainment_ratio)
+            seed = draw * SEED_STEP**2 + offset
+            return EmulatedPoint(
+                server.attainment_ratio([one] * num_requests(rate), rate, slo, seed)
+            )
 
         found = find_max_rate(measure, start_req_per_s, good_ratio, precision_ratio, most_points)
         return found.passing_req_per_s or 0.0

@@ -14,7 +14,7 @@ import pandas as pd
 from inferlab import cited
 from inferlab.errors import UserError
 from inferlab.records import Record
-from inferlab.units import MISSING, format_number, format_rate, format_seconds
+from inferlab.units import MISSING, format_metric, format_rate, format_seconds
 
 CLIENT_ERRORS = (
     "events_per_s", "ttft_error_median_s", "ttft_error_max_s", "itl_error_median_s",
@@ -61,17 +61,7 @@ def _text(column: str, value: object) -> str:
         return str(value)
     if value is None or not math.isfinite(value):
         return ""
-    if column.endswith("events_per_s"):
-        return f"{format_number(value)} events/s"
-    if column.endswith("_req_per_s"):
-        return format_rate(value, "req/s")
-    if column.endswith("_tok_per_s"):
-        return format_rate(value, "tok/s")
-    if column.endswith("_s"):
-        return format_seconds(value)
-    if column.endswith(("_ratio", "share")):
-        return f"{value:.0%}"
-    return format_number(value, 3) if isinstance(value, float) else str(value)
+    return format_metric(column, value)
 
 
 def subsamples(

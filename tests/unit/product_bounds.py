@@ -1,6 +1,5 @@
 """How far may a product be from the exact one? From the formats alone, nothing guessed."""
 
-
 BF16 = 2.0**-8  # a bfloat16 keeps 8 digits: rounding moves a number by at most this share of it
 FLOAT32 = 2.0**-23  # the same for a tensor core's sum, which cuts off
 

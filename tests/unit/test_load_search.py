@@ -15,7 +15,7 @@ def server(limit, void=(), stop=None):
     def measure(rate, offset):
         calls.append((rate, offset))
         return SimpleNamespace(
-            run=SimpleNamespace(interrupted=len(calls) == stop),
+            interrupted=len(calls) == stop,
             is_void=len(calls) in void,
             all_failed=False,
             offered_req_per_s=rate,

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from inferlab.units import (
     MISSING,
     format_bytes,
+    format_metric,
     format_number,
     format_rate,
     format_ratio,
@@ -46,6 +47,25 @@ def test_bytes_rates_and_ratios():
     assert format_ratio(1.526) == "1.53x"
     assert format_ratio(None) == MISSING
     assert format_seconds(0.01234, digits=2) == "12 ms"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("ttft_median_s", 0.0123, "12.3 ms"),
+        ("output_tok_per_s", 12_345.6, "12,300 tok/s"),
+        ("rate_req_per_s", 8, "8.00 req/s"),
+        ("within_events_per_s", 12_345.6, "12,300 events/s"),
+        ("flops", 2.5e12, "2.50 TFLOP"),
+        ("good_ratio", 0.934, "93%"),
+        ("num_seqs", 12_345, "12345"),
+        ("mean_batch", 4.5678, "4.57"),
+        ("ttft_s", None, MISSING),
+        ("good_ratio", float("nan"), MISSING),
+    ],
+)
+def test_a_metric_is_written_as_its_name_ends(name, value, text):
+    assert format_metric(name, value) == text
 
 
 @given(st.floats(1e-12, 1e15))
