@@ -119,12 +119,12 @@ def drive(
     return Emulated(Trace(found, meta), tuple(steps), preempted, recomputed)
 
 
-def _take(scheduler: Scheduler, plan: StepPlan, token_id: int = 0) -> list[Text]:
-    """Do what a step does to the bookkeeping, every token being `token_id`; who got one."""
+def _take(scheduler: Scheduler, plan: StepPlan) -> list[Text]:
+    """Do what a step does to the bookkeeping, every token being 0; who got one."""
     scheduler.manager.append_all({s.seq.seq_id: s.num_tokens for s in plan.segments})
     scheduler.computed(plan)
     got = [segment.seq for segment in plan.segments if segment.samples]
     for seq in got:
-        if reason := seq.append(token_id):
+        if reason := seq.append(0):
             scheduler.finish(seq, reason)
     return got
