@@ -12,6 +12,7 @@ import statistics
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -119,6 +120,24 @@ def load_metrics(trace: Trace, slo: SLO | None = None) -> dict[str, float]:
     if client:
         found["void_count"] = float(not client["valid"])
     return {name: float(value) for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Anew:
+    """A runner that `opened()` gives for one run, which `first()` warms up.
+
+    Two lives of one program differ by some percent, if only by where its memory lies. Runs within
+    one life share that and cannot show it; runs in lives of their own can.
+    """
+
+    opened: Callable[[], AbstractContextManager[Runner]]
+    first: Callable[[], Workload]
+
+    def run(self, workload: Workload) -> BackendRun:
+        """What a new runner made of `workload`; it is closed again, whatever happened."""
+        with self.opened() as runner:
+            runner.run(self.first())
+            return runner.run(workload)
 
 
 def load_case(

@@ -1,5 +1,6 @@
 """Cases of lab 46: from emulated traces, from a tiny engine, from a server's own counters."""
 
+import contextlib
 import dataclasses
 import http.server
 import threading
@@ -180,3 +181,25 @@ def test_the_cache_takes_what_is_free_beside_the_weights():
 def test_a_calibration_reports_errors_in_seconds():
     found = bench.calibration_case(1).run()
     assert all(map(is_metric_name, found)) and found["ttft_error_max_s"] < 0.5
+
+
+def test_a_runner_opened_anew_is_warmed_up_and_closed_for_each_run():
+    opened = []
+
+    @contextlib.contextmanager
+    def one():
+        runner = Emulated()
+        opened.append([runner, "open"])
+        try:
+            yield runner
+        finally:
+            opened[-1][1] = "closed"
+
+    anew = bench.Anew(one, lambda: work(2, seed=9))
+    assert len(anew.run(work()).trace.requests) == 20
+    anew.run(work())
+    assert [state for _, state in opened] == ["closed", "closed"]
+    assert [len(sent.requests) for sent in opened[0][0].seen] == [2, 20]
+    with pytest.raises(UserError):
+        bench.Anew(one, lambda: work(2)).run(dataclasses.replace(work(), requests=()))
+    assert opened[-1][1] == "closed"
