@@ -37,6 +37,7 @@ class Sampling:
 
 
 GREEDY = Sampling()
+COLDEST, HOTTEST = 1e-30, 1e30  # temperatures, and their inverses, that float32 can hold
 
 
 def token_probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
@@ -44,7 +45,11 @@ def token_probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tenso
 
     Order as in Hugging Face: temperature, top-k, top-p. Tokens that tie with the k-th stay.
     """
-    scores = logits.float() / sampling.temperature
+    scores = logits.float()
+    # The largest is 0 before we divide: it stays 0 at any temperature, where 0 / 0 or inf - inf
+    # would be no number. A tiny temperature is greedy.
+    scores = scores - scores.amax(dim=-1, keepdim=True)
+    scores = scores / min(max(sampling.temperature, COLDEST), HOTTEST)
     if 0 < sampling.top_k < scores.shape[-1]:
         threshold = scores.topk(sampling.top_k, dim=-1).values[..., -1:]
         scores = scores.masked_fill(scores < threshold, float("-inf"))
@@ -53,6 +58,7 @@ def token_probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tenso
         ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
         # A token stays while the likelier ones together hold less than top_p: the first always.
         dropped = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
+        dropped[..., 0] = False  # also where top_p is 0 in float32
         probabilities = probabilities.masked_fill(
             torch.zeros_like(dropped).scatter(-1, order, dropped), 0.0
         )

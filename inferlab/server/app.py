@@ -20,6 +20,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from inferlab.errors import UserError
 from inferlab.server.prometheus import CONTENT_TYPE, ServerMetrics
@@ -31,6 +32,7 @@ from inferlab.server.worker import EngineWorker, TokenStream
 
 MAX_BODY_BYTES = 4 * 2**20
 MAX_UNREAD_BYTES = 64 * 2**20  # a larger body is cut off, before it can be told why
+TURN_CHARS = 32  # what a chat template may put around a turn
 INLINE_CHARS = 4096  # longer texts become tokens in a thread beside: the loop goes on sending
 COMPLETION_TOKENS = 16  # what OpenAI's API writes when nobody says how many
 
@@ -65,6 +67,7 @@ def create_app(
     )
     app.add_exception_handler(ApiError, _refusal(metrics))
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _nobody_there(metrics))
     app.add_exception_handler(Exception, _internal_error)
     # Plain routes: bodies are read and checked here, and an Answer is an ASGI application.
     app.add_route("/v1/completions", handler.completions, methods=["POST"])
@@ -119,16 +122,17 @@ class _Handler:
         prompt = wanted.prompt
         if isinstance(prompt, str):
             prompt = await self._encoded(self._model.codec.encode, prompt, len(prompt))
-        return self._answer(wanted, prompt, wanted.max_tokens or COMPLETION_TOKENS, False)
+        usual = min(COMPLETION_TOKENS, self._room_after(prompt))
+        return self._answer(wanted, prompt, wanted.max_tokens or usual, False)
 
     async def chat(self, request: Request) -> Answer:
         """POST /v1/chat/completions."""
         wanted = await self._received(request, ChatRequest)
         turns = [(message.role, message.text) for message in wanted.messages]
-        size = sum(len(text) for _, text in turns)
+        size = sum(len(role) + len(text) + TURN_CHARS for role, text in turns)
         prompt = await self._encoded(self._model.codec.encode_chat, turns, size)
         limit = wanted.max_completion_tokens or wanted.max_tokens
-        return self._answer(wanted, prompt, limit or self._model.max_len - len(prompt), True)
+        return self._answer(wanted, prompt, limit or self._room_after(prompt), True)
 
     def check_model(self, name: str) -> None:
         """ApiError 404 unless `name` is the model served."""
@@ -145,6 +149,10 @@ class _Handler:
         wanted = parse(await _body(request), kind)
         self.check_model(wanted.model)
         return wanted
+
+    def _room_after(self, prompt: list[int]) -> int:
+        """Tokens that an answer may have; 1 where there are none, as the prompt is refused then."""
+        return max(1, self._model.max_len - len(prompt))
 
     async def _encoded(self, encode: Callable, text: Any, num_chars: int) -> list[int]:
         try:
@@ -242,6 +250,15 @@ def _refusal(metrics: ServerMetrics) -> Callable:
         return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
 
     return refuse
+
+
+def _nobody_there(metrics: ServerMetrics) -> Callable:
+    async def drop(_: Request, __: Exception) -> Response:
+        """The client hung up while it sent its request: nothing to report, nobody to tell."""
+        metrics.disconnected()
+        return Response(status_code=400)
+
+    return drop
 
 
 async def _http_error(_: Request, error: HTTPException) -> Response:

@@ -62,6 +62,9 @@ class ServerMetrics:
 
     def finished(self, stream: Any, now_s: float, reason: str) -> None:
         """The answer of `stream` is complete."""
+        if stream.counted:  # it met a stop string, and its last token: one of them came first
+            return
+        stream.counted = True
         self._e2e.observe(now_s - stream.arrived_s)
         self._success.labels(self._model, reason).inc()
 

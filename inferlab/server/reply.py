@@ -10,10 +10,12 @@ Chapter: chapters/46_serving_under_load.md    Lab: labs/46_serving_under_load.ip
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from inferlab.server.connection import abort_of
 from inferlab.server.schema import ApiError
 from inferlab.server.stream import AnswerText, Chunks, compact, usage_of, whole_answer
 from inferlab.server.worker import ClientGone, EngineWorker, Token, TokenStream
@@ -53,7 +55,6 @@ class Answer:
         self._form, self._metrics = form, metrics
         self._stalled_reader_s = stalled_reader_s
         self._writing_since_s: float | None = None
-        self._stalled = False
         self._reason: str | None = None
         self._num_tokens = 0
 
@@ -65,17 +66,11 @@ class Answer:
             self._metrics.refused(error.status)
             await send_error(send, error)
             return
-        task = asyncio.current_task()
         listener = asyncio.create_task(self._until_gone(receive))
-        watch = self._watch(task)
+        watch = self._watch(abort_of(scope) or asyncio.current_task().cancel)
         try:
             await (self._send_stream(send) if self._form.streamed else self._send_whole(send))
         except ClientGone:
-            self._metrics.disconnected()
-        except asyncio.CancelledError:
-            if not self._stalled:
-                raise
-            task.uncancel()
             self._metrics.disconnected()
         finally:
             watch.cancel()
@@ -87,16 +82,18 @@ class Answer:
             pass
         self._stream.leave()
 
-    def _watch(self, task: asyncio.Task) -> Any:
-        """Look now and then whether one write takes too long, rather than time each of them."""
+    def _watch(self, give_up: Callable[[], Any]) -> Any:
+        """Look now and then whether one write takes too long, rather than time each of them.
+
+        `give_up` drops the connection: the write returns, and the listener hears of it.
+        """
         loop = asyncio.get_running_loop()
         timer = _Timer()
 
         def look() -> None:
             since_s = self._writing_since_s
             if since_s is not None and perf_counter() - since_s > self._stalled_reader_s:
-                self._stalled = True
-                task.cancel()
+                give_up()
             else:
                 timer.handle = loop.call_later(self._stalled_reader_s / 4, look)
 

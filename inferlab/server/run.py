@@ -18,8 +18,10 @@ from typing import Any
 
 from inferlab.errors import MeasurementError, UserError
 from inferlab.server.app import ServedModel, create_app
+from inferlab.server.connection import Protocol, drop_stalled
 from inferlab.server.options import ServeOptions, check_options, codec_of
 from inferlab.server.process import EngineProcess
+from inferlab.server.reply import STALLED_READER_S
 from inferlab.server.schema import ApiError
 from inferlab.server.worker import EngineWorker
 
@@ -34,6 +36,7 @@ def serve(options: ServeOptions, ready: Callable[[str], None], warn: Callable[[s
     MeasurementError when the engine failed, or when a second signal cut answers off.
     """
     with listening_socket(options.host, options.port) as listener:
+        drop_stalled(listener, STALLED_READER_S)
         if not is_loopback(options.host):
             warn(
                 f"{options.host} is not the loopback: everybody who reaches this machine can use "
@@ -100,7 +103,7 @@ async def run_server(
     import uvicorn
 
     config = uvicorn.Config(
-        app, http="httptools", ws="none", lifespan="on", log_config=None, access_log=False,
+        app, http=Protocol, ws="none", lifespan="on", log_config=None, access_log=False,
         server_header=False, timeout_keep_alive=KEEP_ALIVE_S, backlog=2048,
         timeout_graceful_shutdown=LAST_WORDS_S,
     )  # fmt: skip

@@ -2,8 +2,8 @@
 
 The fields of OpenAI's completions and chat completions that this server knows, with vLLM's
 `ignore_eos`, `top_k` and `return_token_ids`; others are ignored, as clients send many. A field
-whose neglect would make the answer wrong (`n`, `echo`, `logprobs`) is refused unless it asks for
-what is done anyway.
+whose neglect would make the answer wrong (`n`, `echo`, `logprobs`, `tools`) is refused unless it
+asks for what is done anyway.
 Chapter: chapters/46_serving_under_load.md    Lab: labs/46_serving_under_load.ipynb
 """
 
@@ -24,6 +24,24 @@ from pydantic_core import PydanticCustomError
 Reason = Literal["stop", "length"]
 _Never = Literal[False] | None
 SHOWN = 120  # characters of a message that may come from the client
+MAX_ROLE_CHARS = 64
+
+
+def _only(*neutral: Any) -> Any:
+    """The type of a field that is not served: None and `neutral` ask for what is done anyway."""
+
+    asked_for_nothing = [(type(one), one) for one in neutral]  # False is not 0 here
+
+    def check(value: Any) -> None:
+        if value is not None and (type(value), value) not in asked_for_nothing:
+            raise PydanticCustomError("not_served", "this server does not do that: leave it out")
+
+    return Annotated[Any, PlainValidator(check)]
+
+
+_Empty, _Zero, _One = _only([], {}, "", False), _only(0, 0.0), _only(1, 1.0)
+_Off = _only(False)
+_NoChoice, _PlainText = _only("none", "auto"), _only({"type": "text"}, {})
 
 
 class ApiError(Exception):
@@ -75,6 +93,27 @@ class _Request(BaseModel):
     n: Literal[1] | None = None
     echo: _Never = None
     best_of: Literal[1] | None = None
+    # Not served: refused where they ask for something.
+    suffix: _Empty = None
+    logit_bias: _Empty = None
+    frequency_penalty: _Zero = None
+    presence_penalty: _Zero = None
+    repetition_penalty: _One = None
+    min_p: _Zero = None
+    min_tokens: _Zero = None
+    stop_token_ids: _Empty = None
+    bad_words: _Empty = None
+    allowed_token_ids: _Empty = None
+    response_format: _PlainText = None
+    structured_outputs: _Empty = None
+    guided_json: _Empty = None
+    guided_regex: _Empty = None
+    guided_choice: _Empty = None
+    guided_grammar: _Empty = None
+    tools: _Empty = None
+    tool_choice: _NoChoice = None
+    functions: _Empty = None
+    function_call: _NoChoice = None
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -105,7 +144,7 @@ class CompletionRequest(_Request):
     """POST /v1/completions: a text, or token ids, to continue."""
 
     prompt: Annotated[str | list[int], PlainValidator(_one_prompt)]
-    logprobs: Literal[0] | None = None
+    logprobs: _Off = None  # 0 asks for that of the token itself
 
 
 class ContentPart(BaseModel):
@@ -118,7 +157,7 @@ class ContentPart(BaseModel):
 class Message(BaseModel):
     """One turn of a conversation."""
 
-    role: str
+    role: Annotated[str, Field(max_length=MAX_ROLE_CHARS)]
     content: str | Annotated[list[ContentPart], Field(max_length=256)] | None = None
 
     @property
@@ -134,7 +173,7 @@ class ChatRequest(_Request):
 
     messages: Annotated[list[Message], Field(min_length=1), FailFast()]
     max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: _Never = None
+    logprobs: _Off = None
 
 
 Parsed = TypeVar("Parsed", CompletionRequest, ChatRequest)

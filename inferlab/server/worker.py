@@ -24,6 +24,7 @@ from inferlab.server.engineside import STOP, Add, Cancel, Died, Refused, Stepped
 from inferlab.server.schema import ApiError
 
 Token = tuple[int, str | None]  # id, and why the answer ends where it does
+LAST_STEP_S = 5.0  # for the engine to end its step when the server stops
 MAX_TAKEN = 64  # a reader that was slow gets what waits for it in pieces of this many tokens
 
 
@@ -35,8 +36,8 @@ class TokenStream:
     """The tokens of one request on the loop's side, as numbers until they are sent."""
 
     __slots__ = (
-        "arrived_s", "error", "first_s", "gone", "last_s", "max_tokens", "num_tokens", "pending",
-        "prompt_token_ids", "reason", "sampling", "seq_id", "stop_token_ids", "_waiter",
+        "arrived_s", "counted", "error", "first_s", "gone", "last_s", "max_tokens", "num_tokens",
+        "pending", "prompt_token_ids", "reason", "sampling", "seq_id", "stop_token_ids", "_waiter",
     )  # fmt: skip
 
     def __init__(
@@ -52,7 +53,7 @@ class TokenStream:
         self.pending: list[Token] = []
         self.num_tokens, self.reason = 0, None
         self.error: Exception | None = None
-        self.gone = False
+        self.gone = self.counted = False  # counted: among the answered, by the metrics
         self.arrived_s, self.first_s, self.last_s = perf_counter(), None, None
         self._waiter: asyncio.Future | None = None
 
@@ -115,6 +116,7 @@ class EngineWorker:
         self._line, self._max_open, self._num_slots = line, max_open, num_slots
         self.observe: Any = None  # of `prometheus`
         self._ending = ending
+        self._ended: asyncio.Future[str] | None = None  # what `ending` will say
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
         self._open: dict[str, TokenStream] = {}
         self._sender = threading.Thread(target=self._send, name="commands", daemon=True)
@@ -135,12 +137,17 @@ class EngineWorker:
         self._loop.add_reader(self._line.fileno(), self._hear)
         self._sender.start()
 
-    async def close(self) -> None:
-        """End the engine's side after its step; open requests get an error."""
+    async def close(self, last_step_s: float = LAST_STEP_S) -> None:
+        """End the engine's side after its step; open requests get an error.
+
+        An engine that says nothing for `last_step_s` is left to whoever started it.
+        """
         self.fail_all(ApiError(503, "the server is stopping"))
         self._loop.remove_reader(self._line.fileno())
         self._commands.put(STOP)
-        await self._loop.run_in_executor(None, self._hear_out)
+        await self._loop.run_in_executor(None, self._hear_out, last_step_s)
+        if self._ended is not None:
+            self.failure = await self._ended
         self._line.close()
 
     def check_open(self) -> None:
@@ -207,7 +214,9 @@ class EngineWorker:
             said = self._line.recv()
         except (EOFError, ConnectionError):
             self._loop.remove_reader(self._line.fileno())
-            said = Died(self._ending())
+            said = Died("its process has ended")
+            if self.failure is None:  # in a thread: it waits for the process
+                self._ended = self._loop.run_in_executor(None, self._ending)
         if isinstance(said, Stepped):
             self.stats = said.stats
             self._deliver(said.tokens, said.at_s)
@@ -218,10 +227,10 @@ class EngineWorker:
             self.failure = said.reason
             self.fail_all(ApiError(500, "the engine failed while it worked on this request"))
 
-    def _hear_out(self) -> None:
-        """Let the engine say what it still has to say, until it hangs up."""
+    def _hear_out(self, silence_s: float) -> None:
+        """Let the engine say what it still has to say, until it hangs up or is silent."""
         with contextlib.suppress(EOFError, OSError):
-            while True:
+            while self._line.poll(silence_s):
                 self._line.recv()
 
     def _deliver(self, tokens: Sequence[tuple[str, int, str | None]], at_s: float) -> None:

@@ -4,6 +4,7 @@ INFERLAB_SOAK_S=600 makes the run under mixed load as long as it should be befor
 """
 
 import concurrent.futures
+import contextlib
 import http.client
 import importlib.util
 import json
@@ -19,8 +20,6 @@ import psutil
 import pytest
 from hostile import ROOT, only_error
 from server_examples import http_post, open_stream, rest_of, status_and_error
-
-from inferlab.server.run import is_loopback
 
 pytestmark = pytest.mark.timeout(120)
 SOAK_S = float(os.environ.get("INFERLAB_SOAK_S", "20"))
@@ -78,6 +77,19 @@ def test_a_second_signal_cuts_off_and_says_so(process):
         assert b'"server is stopping"' in rest_of(raw).replace(b"the ", b"")
     assert one.wait(20) == 1
     assert one.stderr.read() == "error: stopped while 2 requests were not answered\n"
+
+
+def test_clients_that_hang_up_while_they_send_are_no_news(process):
+    one, port = process
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: tiny\r\ncontent-length: 500000\r\n\r\n"
+    for sent in (b"", b"{", b"x" * 100_000):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:
+            raw.sendall(head + sent)
+            time.sleep(0.1)
+    gone = 'inferlab:request_disconnected_total{model_name="tiny"} 3.0'
+    assert gone in metrics_page(port)
+    one.send_signal(signal.SIGTERM)
+    assert one.wait(20) == 0 and one.stderr.read() == ""
 
 
 # Mixed load
@@ -191,24 +203,25 @@ def test_a_taken_port_is_said_before_the_model_is_loaded(call):
     assert code == 2 and "is another server there?" in only_error(err)
 
 
-def test_what_is_the_loopback():
-    assert all(is_loopback(host) for host in ("127.0.0.1", "127.3.2.1", "::1", "localhost"))
-    assert not any(is_loopback(host) for host in (ANYWHERE, "::", "192.168.0.1", "example"))
-
-
-def serve_command(*arguments):
-    """(process, the line it prints when it is ready) of `inferlab serve`."""
+@contextlib.contextmanager
+def served(*arguments, **options):
+    """(process, the line it prints when it is ready) of `inferlab serve`; killed at the end."""
     command = [sys.executable, "-m", "inferlab", "serve", "--port", "0", "--threads", "1",
                "--cache-tokens", "1024", *arguments]  # fmt: skip
     one = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, **options
     )
-    return one, one.stdout.readline()
+    try:
+        yield one, one.stdout.readline()
+    finally:
+        if one.poll() is None:
+            for process in [*psutil.Process(one.pid).children(), one]:
+                process.kill()
+            one.communicate()
 
 
 def test_the_command_serves_the_model_and_ends_with_0():
-    one, line = serve_command("--host", ANYWHERE)
-    try:
+    with served("--host", ANYWHERE) as (one, line):
         port = int(line.rpartition(":")[2])
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         body = {"model": "smollm2-135m", "prompt": "The capital of France is", "max_tokens": 3}
@@ -217,8 +230,6 @@ def test_the_command_serves_the_model_and_ends_with_0():
         connection.close()
         one.send_signal(signal.SIGTERM)
         out, err = one.communicate(timeout=30)
-    finally:
-        one.kill()
     assert line == f"serving smollm2-135m at http://0.0.0.0:{port}\n"
     assert json.loads(answer)["choices"][0]["text"].startswith(" Paris"), answer
     assert one.returncode == 0 and out == ""
@@ -227,25 +238,60 @@ def test_the_command_serves_the_model_and_ends_with_0():
     assert host not in answer.decode() and str(ROOT) not in answer.decode()
 
 
+def long_answer(line, max_tokens=900):
+    """A raw connection on which the command streams an answer."""
+    port = int(line.rpartition(":")[2])
+    return open_stream(port, model="smollm2-135m", max_tokens=max_tokens, ignore_eos=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_listens_here_only_and_drains(number):
+    """SIGINT goes to the whole group, as Ctrl-C in a terminal does: to the engine too."""
+    with served(start_new_session=True) as (one, line):
+        sockets = psutil.Process(one.pid).net_connections("tcp")
+        listening = [each.laddr for each in sockets if each.status == "LISTEN"]
+        raw = long_answer(line, max_tokens=40)
+        if number == signal.SIGINT:
+            os.killpg(one.pid, number)
+        else:
+            one.send_signal(number)
+        data = rest_of(raw)
+        out, err = one.communicate(timeout=30)
+    assert listening == [("127.0.0.1", int(line.rpartition(":")[2]))]
+    assert b'"finish_reason":"length"' in data and b"[DONE]" in data
+    assert (one.returncode, out, err) == (0, "", "")
+
+
 def test_an_engine_that_is_killed_ends_the_server_and_its_answers():
-    one, line = serve_command()
-    try:
-        port = int(line.rpartition(":")[2])
-        raw = open_stream(port, model="smollm2-135m", max_tokens=900, ignore_eos=True)
+    with served() as (one, line):
+        raw = long_answer(line)
         (engine,) = psutil.Process(one.pid).children()
         engine.kill()
         assert b"the engine failed while it worked on this request" in rest_of(raw)
         out, err = one.communicate(timeout=30)
-    finally:
-        one.kill()
     assert one.returncode == 1 and out == ""
     assert "its process was killed, as happens when memory runs out" in only_error(err)
 
 
+def test_two_signals_end_a_server_whose_engine_hangs():
+    with served() as (one, line):
+        raw = long_answer(line)
+        (engine,) = psutil.Process(one.pid).children()
+        engine.suspend()
+        for _ in range(2):
+            one.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+        assert b"the server is stopping" in rest_of(raw)
+        out, err = one.communicate(timeout=30)
+    assert one.returncode == 1 and out == ""
+    assert "stopped while 1 requests were not answered" in only_error(err)
+    assert not engine.is_running()
+
+
 def test_no_engine_outlives_a_server_that_is_killed():
-    one, _ = serve_command()
-    (engine,) = psutil.Process(one.pid).children()
-    one.kill()
-    one.communicate(timeout=30)
+    with served() as (one, _):
+        (engine,) = psutil.Process(one.pid).children()
+        one.kill()
+        one.communicate(timeout=30)
     engine.wait(20)
     assert not engine.is_running()

@@ -6,6 +6,7 @@ Signals, mixed load for a time, and the command line: test_fault_serve.py.
 import concurrent.futures
 import json
 import random
+import socket
 import threading
 import time
 from contextlib import suppress
@@ -185,6 +186,41 @@ def test_a_reader_that_takes_nothing_is_given_up():
         server.wait_idle()
         assert server.post(max_tokens=20).status_code == 200
         raw.close()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_connection_of_a_reader_that_is_given_up_is_dropped(caplog, stream):
+    """Also where the answer is complete, and waits in the server's buffer to be taken."""
+    with TestServer(max_len=LONG, stalled_reader_s=0.5) as server:
+        server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+        raw = server.connect(receive_buffer=4096)
+        server.send(raw, max_tokens=20_000, stream=stream)
+        wait_until(lambda: server.num_connections() == 1)
+        wait_until(lambda: server.num_connections() == 0, 30)
+        server.wait_idle()
+        raw.close()
+    assert caplog.records == []  # uvicorn has nothing to say about it
+
+
+def test_hang_ups_leak_no_block_with_the_prefix_cache():
+    """What is parked for others can be had back."""
+    engine = tiny_engine(prefix_cache=True, chunk_size=8)
+    manager, prefixes = engine.cache.manager, engine.scheduler.prefixes
+    with TestServer(engine, codec=NumberCodec(), max_open=200) as server:
+
+        def hang_up(number):
+            prompt = [7] * (1 + number % 30) + [1 + number % 11] * (number % 9)
+            with server.connect() as raw:
+                server.send(raw, stream=number % 2 > 0, prompt=prompt, max_tokens=80)
+                if number % 2:
+                    raw.recv(300)
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(hang_up, range(100)))
+        server.wait_idle(30)
+        assert prefixes.num_parked and manager.problems() == []
+        prefixes.give_up(manager.num_blocks)
+        assert manager.num_free == manager.num_blocks and manager.seq_ids == ()
 
 
 # Too many, and the end

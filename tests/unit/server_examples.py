@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 
 import httpx
+import psutil
 
 from inferlab.errors import UserError
 from inferlab.server.app import ServedModel, create_app
+from inferlab.server.connection import drop_stalled
 from inferlab.server.engineside import run_engine
 from inferlab.server.run import listening_socket, run_server
 from inferlab.server.text import NumberCodec
@@ -129,6 +131,7 @@ class TestServer:
         model = ServedModel("tiny", vocab, max_len, codec or StoppingCodec())
         self.app = create_app(model, self.worker, stalled_reader_s)
         self.listener = listening_socket("127.0.0.1", 0)
+        drop_stalled(self.listener, stalled_reader_s)
         self.error = None
         self._ready = threading.Event()
 
@@ -172,6 +175,11 @@ class TestServer:
         raw.settimeout(20)
         raw.connect(("127.0.0.1", self.port))
         return raw
+
+    def num_connections(self):
+        """Connections whose file descriptors the server still holds."""
+        mine = psutil.Process().net_connections("tcp")
+        return sum(one.laddr.port == self.port and one.status != "LISTEN" for one in mine)
 
     def send(self, raw, **fields):
         """A streamed completion on a raw connection."""

@@ -57,6 +57,25 @@ def test_draws_follow_the_probabilities_and_the_seed():
     assert torch.allclose(share, LOGITS[0].softmax(-1), atol=0.015)
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-45, 1e-38, 1e-9])
+@pytest.mark.parametrize("more", [{}, {"top_k": 2}, {"top_p": 1e-300}, {"top_p": 0.5}])
+def test_a_tiny_temperature_is_greedy(temperature, more):
+    logits = torch.cat([LOGITS, LOGITS * 1e4, torch.tensor([[3e38, -3e38, 0.0, -torch.inf]])])
+    sampling = Sampling(temperature=temperature, **more)
+    assert token_probabilities(logits, sampling).max(-1).values.tolist() == [1.0] * 5
+    drawn = choose(logits, sampling, sampling.generator("cpu"))
+    assert torch.equal(drawn, logits.argmax(-1))
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 1.0, 100.0, 1e308])
+@pytest.mark.parametrize("top_p", [5e-324, 1e-300, 1e-38, 1.0])
+def test_extreme_settings_still_make_a_distribution(temperature, top_p):
+    logits = torch.cat([LOGITS, torch.tensor([[7.0, 7.0, -torch.inf, 0.0]])])
+    got = token_probabilities(logits, Sampling(temperature=temperature, top_p=top_p))
+    assert torch.allclose(got.sum(-1), torch.ones(3)) and (got[2, 2] == 0)
+    assert top_p == 1 or (got > 0).sum(-1).tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize(
     "bad", [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0}]
 )

@@ -7,6 +7,7 @@ import pytest
 from server_examples import CLIENT, ScriptedEngine, TestServer, events, wait_until
 
 from inferlab.decoding.sampling import GREEDY
+from inferlab.server.run import is_loopback
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,16 @@ def test_the_usual_number_of_tokens(server):
     chat = {"model": "tiny", "messages": [{"role": "user", "content": "10"}]}
     answer = CLIENT.post(server.url + "/v1/chat/completions", json=chat | {"ignore_eos": True})
     assert answer.json()["usage"]["total_tokens"] == 128  # to the end of the context
+
+
+def test_the_usual_number_is_what_is_left_near_the_end_of_the_context(server):
+    for length in (111, 112, 113, 127):
+        body = {"model": "tiny", "prompt": [20] * length, "ignore_eos": True}
+        answer = CLIENT.post(server.url + "/v1/completions", json=body).json()
+        assert answer["usage"]["completion_tokens"] == min(16, 128 - length)
+    body = {"model": "tiny", "prompt": [20] * 128}
+    refused = CLIENT.post(server.url + "/v1/completions", json=body)
+    assert "the prompt has 128 tokens" in error_of(refused)["message"]
 
 
 def test_sampling_reaches_the_engine(server):
@@ -200,6 +211,12 @@ def test_small_pieces_are_sent_at_once():
         for transport in ours:
             option = transport.get_extra_info("socket").getsockopt
             assert option(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_what_is_the_loopback():
+    assert all(is_loopback(host) for host in ("127.0.0.1", "127.3.2.1", "::1", "localhost"))
+    others = ("0.0.0.0", "::", "192.168.0.1", "example")  # noqa: S104 - only named
+    assert not any(is_loopback(host) for host in others)
 
 
 def test_requests_on_one_connection(server):

@@ -71,6 +71,15 @@ def test_the_same_seed_gives_the_same_answer(client):
     assert texts[0] == texts[1] != texts[2]
 
 
+@pytest.mark.parametrize(
+    "more", [{"temperature": 1e-38}, {"temperature": 5e-324}, {"top_p": 1e-300}]
+)
+def test_extreme_settings_are_greedy_and_leave_the_engine_alive(client, server, expected, more):
+    answer = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=12, **more)
+    assert answer.choices[0].text == expected
+    assert server.worker.failure is None
+
+
 def test_errors_are_the_clients_own(client):
     with pytest.raises(openai.NotFoundError, match="not served here"):
         client.completions.create(model="gpt-4", prompt=PROMPT)

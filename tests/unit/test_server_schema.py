@@ -70,6 +70,31 @@ def test_a_wrong_field_is_named(fields):
     assert "\n" not in str(caught.value) and len(str(caught.value)) <= 120
 
 
+NOT_SERVED = [
+    ("suffix", "", "x"), ("logit_bias", {}, {"5": 1}), ("frequency_penalty", 0.0, 0.1),
+    ("presence_penalty", 0, -1), ("repetition_penalty", 1.0, 1.1), ("min_p", 0.0, 0.05),
+    ("min_tokens", 0, 3), ("stop_token_ids", [], [2]), ("bad_words", [], ["x"]),
+    ("allowed_token_ids", [], [1]), ("response_format", {"type": "text"}, {"type": "json_object"}),
+    ("structured_outputs", {}, {"regex": "x"}), ("guided_json", {}, {"type": "object"}),
+    ("guided_regex", "", "[0-9]+"), ("guided_choice", [], ["yes", "no"]),
+    ("guided_grammar", "", "root"), ("tools", [], [{"type": "function"}]),
+    ("tool_choice", "none", "required"), ("functions", [], [{"name": "f"}]),
+    ("function_call", "auto", {"name": "f"}), ("logprobs", False, 5), ("logprobs", None, 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "neutral", "asked"), NOT_SERVED)
+def test_what_is_not_served_is_refused_unless_it_asks_for_nothing(name, neutral, asked):
+    turns = [{"role": "user", "content": "x"}]
+    for make in (completion, lambda **fields: chat(turns, **fields)):
+        make(**{name: neutral})
+        make(**{name: None})
+        with pytest.raises(ApiError) as caught:
+            make(**{name: asked})
+        assert (caught.value.status, caught.value.param) == (400, name)
+        assert str(caught.value).startswith(f"{name}: ")
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"nonsense", b"[]", b"3", b"null", b'{"model": "m", "prompt": "\xff\xfe"}',
@@ -92,6 +117,7 @@ def test_messages_have_texts_or_parts():
 @pytest.mark.parametrize(
     "messages",
     [[], [{}], [{"role": "user", "content": 3}], "hello", [1] * 100_000,
+     [{"role": "x" * 65, "content": "x"}],
      [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]],
 )  # fmt: skip
 def test_other_messages_are_refused(messages):

@@ -1,13 +1,19 @@
 """Between engine and loop: pieces, refusals, and what happens at the end."""
 
 import asyncio
+import threading
+import time
+from multiprocessing import Pipe
 
+import httpx
 import pytest
-from server_examples import ScriptedEngine, worker_for
+from server_examples import ScriptedEngine, Stats, worker_for
 
 from inferlab.errors import MeasurementError
+from inferlab.server.app import ServedModel, create_app
 from inferlab.server.schema import ApiError
-from inferlab.server.worker import MAX_TAKEN, ClientGone, TokenStream
+from inferlab.server.text import NumberCodec
+from inferlab.server.worker import MAX_TAKEN, ClientGone, EngineWorker, TokenStream
 
 
 def run(scenario, engine=None, **options):
@@ -122,6 +128,62 @@ def test_a_failed_engine_takes_no_more_requests():
         return caught.value.status
 
     assert run(scenario, ScriptedEngine(fail_at=3)) == 503
+
+
+def test_an_engine_that_ended_without_a_word_is_waited_for_beside_the_loop():
+    asked = []
+
+    def ending():
+        asked.append(threading.current_thread())
+        time.sleep(0.5)
+        return "its process ended with code 3"
+
+    async def main():
+        line, other = Pipe()
+        worker = EngineWorker(line, Stats(), ending=ending)
+        worker.start()
+        worker.submit(stream := TokenStream("a", [1], 3))
+        other.close()
+        with pytest.raises(ApiError, match="the engine failed"):
+            await stream.take()
+        assert worker.failure == "its process has ended" and not worker._ended.done()
+        await worker.close()
+        return worker.failure
+
+    began_s = time.monotonic()
+    assert asyncio.run(asyncio.wait_for(main(), 20)) == "its process ended with code 3"
+    assert len(asked) == 1 and asked[0] is not threading.main_thread()
+    assert time.monotonic() - began_s < 5
+
+
+def test_closing_waits_only_so_long_for_an_engine_that_hangs():
+    async def main():
+        line, other = Pipe()  # nobody reads the other end
+        worker = EngineWorker(line, Stats())
+        worker.start()
+        worker.submit(TokenStream("a", [1], 3))
+        await worker.close(last_step_s=0.2)
+        other.close()
+
+    began_s = time.monotonic()
+    asyncio.run(asyncio.wait_for(main(), 20))
+    assert 0.2 <= time.monotonic() - began_s < 5
+
+
+def test_health_says_that_the_engine_has_failed():
+    async def scenario(worker):
+        app = create_app(ServedModel("tiny", 61, 128, NumberCodec()), worker)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://tiny") as client:
+            before = await client.get("/health")
+            worker.submit(stream := TokenStream("a", [1], 3))
+            with pytest.raises(ApiError):
+                await stream.take()
+            return before, await client.get("/health")
+
+    before, after = run(scenario, ScriptedEngine(fail_at=1))
+    assert (before.status_code, before.json()) == (200, {"status": "ok"})
+    assert (after.status_code, after.json()) == (503, {"status": "failed"})
 
 
 def test_closing_ends_the_engines_side_and_tells_who_waits():
