@@ -48,25 +48,6 @@ def frontier(ax: Axes, rows: Sequence[Mapping], knee: float | None = None) -> No
     ax.legend(loc="lower right")
 
 
-def steps(ax: Axes, rows: Sequence[Mapping]) -> None:
-    """TPOT by batch size with intervals, prediction dashed; both axes logarithmic."""
-    _check(rows, "a frontier")
-    style, sizes = style_of("measured"), [row["batch_size"] for row in rows]
-    values = np.array([row["tpot_s"] for row in rows])
-    ends = np.array([[row["tpot_low_s"], row["tpot_high_s"]] for row in rows])
-    errors = np.clip(np.nan_to_num(np.abs(ends - values[:, None])).T, 0, None)
-    ax.errorbar(sizes, values * 1e3, yerr=errors * 1e3, marker=style.marker, color=style.color,
-                mec="white", capsize=0, label="measured")  # fmt: skip
-    ax.plot(sizes, [row["predicted_tpot_s"] * 1e3 for row in rows], "--", lw=1.3, color=QUIET,
-            label="prediction")  # fmt: skip
-    ax.set(
-        xscale="log", yscale="log", xlabel="batch size, log scale", ylabel="TPOT (ms), log scale"
-    )
-    ax.set_xticks(sizes, [f"{size}" for size in sizes])
-    ax.minorticks_off()
-    ax.legend(loc="upper left")
-
-
 def waits_by_load(ax: Axes, loads: Sequence[float], curves: Mapping[str, Sequence[float]]) -> None:
     """Mean wait in services of one request, a line a policy; where it ends there is no mean."""
     if not curves:

@@ -15,7 +15,21 @@ from dataclasses import dataclass, field
 from inferlab.errors import MeasurementError
 from inferlab.stats import median_interval
 
-Run = Callable[[], Mapping[str, float]]
+
+@dataclass(frozen=True, slots=True)
+class ByRound:
+    """A run that wants to know its round, to draw what all cases of that round share.
+
+    Counting its own calls would not do: a run that is resumed does not repeat finished rounds.
+    """
+
+    run: Callable[[int], Mapping[str, float]]
+
+    def __call__(self, round_index: int = 0) -> Mapping[str, float]:
+        return self.run(round_index)
+
+
+Run = Callable[[], Mapping[str, float]] | ByRound
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +84,7 @@ def execute(case: str, run: Run, round_index: int) -> Sample:
     """Run `run` once; a failed allocation becomes a sample with status `oom`."""
     lost = None
     try:
-        values = dict(run())
+        values = dict(run(round_index) if isinstance(run, ByRound) else run())
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -25,11 +25,16 @@ from inferlab.models.decoder import Decoder
 from inferlab.models.load import load_decoder
 from inferlab.models.placement import check_host_memory, dtype_name
 from inferlab.serving.batcher import NONE, Batcher, BatchPolicy, make_policy
-from inferlab.serving.waits import ServedBatch, batches_meta
-from inferlab.trace import Request, Trace
+from inferlab.serving.waits import (
+    ServedBatch,
+    batches_meta,
+    check_prefill,
+    policy_meta,
+    served_request,
+)
+from inferlab.trace import Trace
 from inferlab.workload import RequestSpec, Workload
 
-PREFILLS = ("padded", "packed")  # how the prompts of a batch are read together
 ALIGNMENT = 16  # positions: a row of the store is a multiple, as kernels like it
 
 
@@ -50,8 +55,7 @@ class BatchedBackend:
         prefill: str = "padded",
         weights: str = "real",
     ) -> None:
-        if prefill not in PREFILLS:
-            raise UserError(f"unknown prefill {str(prefill)[:40]!r}; known: {', '.join(PREFILLS)}")
+        check_prefill(prefill)
         self.decoder, self.policy, self.prefill, self.weights = decoder, policy, prefill, weights
         self.config = decoder.config
         self.dtype = dtype_name(decoder.dtype)
@@ -159,25 +163,6 @@ class BatchedBackend:
         return self._store
 
 
-def policy_meta(policy: BatchPolicy) -> dict:
-    """What a trace says of its policy; a wait without limit is null."""
-    limit = policy.max_wait_s
-    return {
-        "policy": policy.name,
-        "max_batch_size": policy.size,
-        "max_wait_s": None if limit == float("inf") else limit,
-    }
-
-
-def served_request(spec: RequestSpec, ends_s: Sequence[float]) -> Request:
-    """The request of a trace whose batch took a step until each of `ends_s`; it is sent when due.
-
-    It gets one token a step until it has its own.
-    """
-    events = tuple((end_s, 1) for end_s in ends_s[: spec.output_len])
-    return Request(spec.id, spec.scheduled, spec.scheduled, spec.prompt_len, events)
-
-
 def _sleep_until(start: float, due_s: float | None, pending: Sequence[RequestSpec]) -> None:
     """Until the line is due or the next request is; one of them there is."""
     moments = [due_s] if due_s is not None else []
@@ -202,7 +187,6 @@ def load(
     `pack` is for the weights on a CPU, `seed` that of random ones.
     """
     chosen = make_policy(policy, batch_size, max_wait_s)
-    if prefill not in PREFILLS:
-        raise UserError(f"unknown prefill {str(prefill)[:40]!r}; known: {', '.join(PREFILLS)}")
+    check_prefill(prefill)
     decoder = load_decoder(model, dtype, device, weights, seed=seed, pack=pack)
     return BatchedBackend(decoder, chosen, prefill, weights)

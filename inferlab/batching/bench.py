@@ -5,7 +5,6 @@ Chapter: chapters/40_batching.md    Lab: labs/40_batching.ipynb
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 import time
@@ -26,7 +25,8 @@ from inferlab.models.decoder import Decoder
 from inferlab.models.placement import dtype_name
 from inferlab.recorder import Case
 from inferlab.serving.batcher import BatchPolicy, static
-from inferlab.serving.waits import batch_sizes_seen, batches_of, waits_s
+from inferlab.serving.waits import batch_sizes_seen, batches_of, policy_meta, waits_s
+from inferlab.timing import ByRound
 from inferlab.trace import Trace
 from inferlab.workload import Workload, poisson_arrivals, unequal_batch, uniform_batch
 
@@ -121,11 +121,6 @@ class Traffic:
         outputs = np.random.default_rng(40).permutation(outputs).tolist()
         return unequal_batch(vocab_size, [self.prompt_len] * self.num_requests, outputs, 40)
 
-    @property
-    def longest_len(self) -> int:
-        """Tokens of the longest answer."""
-        return max(self.output_lens)
-
     def services_s(self, times: StepTimes) -> list[float]:
         """Seconds of each request when it is served alone."""
         return [times.service_s(1, self.prompt_len, n) for n in self.output_lens]
@@ -146,25 +141,23 @@ def load_case(
     of a run this short lies (emulated).
     """
     workload = traffic.workload(decoder.config.vocab_size)
-    rate, rounds = traffic.rate_req_per_s(times), itertools.count()
+    rate = traffic.rate_req_per_s(times)
     backend = BatchedBackend(decoder, policy)
 
-    def run() -> dict[str, float]:
-        due = poisson_arrivals(workload, rate, 400 + next(rounds))
+    def run(round_index: int) -> dict[str, float]:
+        due = poisson_arrivals(workload, rate, 401 + round_index)
         traces[name] = trace = backend.run(due).trace
         emulated = under_load(simulate(due, policy, times))
         return under_load(trace) | {f"emulated_{key}": emulated[key] for key in EMULATED}
 
-    limit = policy.max_wait_s
     params = {
-        "phase": "load", "policy": policy.name, "max_batch_size": policy.size,
-        "max_wait_s": None if limit == math.inf else limit, "load": traffic.load,
+        "phase": "load", **policy_meta(policy), "load": traffic.load,
         "rate_req_per_s": rate, "num_requests": traffic.num_requests,
         "model": decoder.config.name, "dtype": dtype_name(decoder.dtype),
         "prompt_len": traffic.prompt_len, "output_len": statistics.fmean(traffic.output_lens),
         "lengths": "equal" if len(set(traffic.output_lens)) == 1 else "mixed",
     }  # fmt: skip
-    return Case(run, params, predict_load(workload, policy, traffic, times))
+    return Case(ByRound(run), params, predict_load(workload, policy, traffic, times))
 
 
 EMULATED = ("wait_s", "ttft_s", "e2e_s")

@@ -152,5 +152,10 @@ def predict_service_s(
 
 
 def idle_rows_ratio(output_lens: Sequence[int]) -> float:
-    """Share of the rows of a batch's steps that belong to answers which are complete."""
-    return padding_waste_ratio(output_lens)
+    """Share of the rows of a batch's steps that belong to answers which are complete.
+
+    An answer of n tokens has n - 1 steps: its first token comes with the prompt.
+    """
+    if max(output_lens, default=0) == 1 == min(output_lens):
+        return 0.0
+    return 1 - (sum(output_lens) - len(output_lens)) / (len(output_lens) * (max(output_lens) - 1))

@@ -27,11 +27,6 @@ def md1_wait_s(rate_req_per_s: float, service_s: float) -> float:
     return mg1_wait_s(rate_req_per_s, [service_s])
 
 
-def mm1_wait_s(rate_req_per_s: float, service_s: float) -> float:
-    """Mean wait for exponential service of mean `service_s`: twice that of M/D/1."""
-    return 2 * md1_wait_s(rate_req_per_s, service_s)
-
-
 def mg1_wait_s(rate_req_per_s: float, services_s: Sequence[float]) -> float:
     """Pollaczek-Khinchine: lambda E[S^2] / (2 (1 - rho)), S drawn from `services_s` at random.
 
@@ -87,9 +82,13 @@ class BulkQueue:
 
 
 def capacity_req_per_s(service_by_size_s: Sequence[float]) -> float:
-    """Requests a second that a server of batches of up to b can take: max over k of k / s(k)."""
+    """Requests a second that a server of batches of up to b can take: b / s(b).
+
+    Beyond that its batches are always full: it takes whoever waits, also where fewer would be
+    served faster each.
+    """
     services = _positive(service_by_size_s, "a service time")
-    return float((np.arange(1, services.size + 1) / services).max())
+    return float(services.size / services[-1])
 
 
 def bulk_queue(
@@ -105,8 +104,7 @@ def bulk_queue(
     services = _positive(service_by_size_s, "a service time")
     size = services.size
     _positive([rate_req_per_s], "the arrival rate")
-    most = size / services[-1] if full else capacity_req_per_s(services)
-    if rate_req_per_s >= most * (1 - 1e-9):
+    if rate_req_per_s >= capacity_req_per_s(services) * (1 - 1e-9):
         return BulkQueue(math.inf, size, size, 1.0)
     states = max(64, 8 * size)
     while True:

@@ -16,14 +16,20 @@ import numpy as np
 
 from inferlab.errors import UserError
 from inferlab.serving.batcher import Batcher, BatchPolicy
-from inferlab.serving.waits import ServedBatch, batches_meta, waits_s
+from inferlab.serving.waits import (
+    ServedBatch,
+    batches_meta,
+    check_prefill,
+    policy_meta,
+    served_request,
+    waits_s,
+)
 from inferlab.trace import Request, Trace
 from inferlab.workload import RequestSpec, Workload, poisson_arrivals
 
 if TYPE_CHECKING:
     import simpy
 
-PREFILLS = ("padded", "packed")  # as the backend `batched` reads prompts
 INTERVAL = (2.5, 97.5)  # percent of runs that lie between
 
 
@@ -79,17 +85,14 @@ def simulate(
 
     if not workload.requests:
         raise UserError("the workload has no requests")
-    if prefill not in PREFILLS:
-        raise UserError(f"unknown prefill {str(prefill)[:40]!r}; known: {', '.join(PREFILLS)}")
+    check_prefill(prefill)
     world = simpy.Environment()
     server = _Server(world, policy, times, prefill, len(workload.requests))
     world.process(server.arrivals(workload.requests))
     world.process(server.serving())
     world.run()
     meta = {
-        "label": "emulated", "backend": "simulate", "policy": policy.name,
-        "max_batch_size": policy.size,
-        "max_wait_s": None if policy.max_wait_s == float("inf") else policy.max_wait_s,
+        "label": "emulated", "backend": "simulate", **policy_meta(policy),
         "prefill": prefill, "batches": batches_meta(server.batches), "seed": int(workload.seed),
     }  # fmt: skip
     return Trace(tuple(server.served), meta)
@@ -125,11 +128,7 @@ class _Server:
                 yield self._something()
                 continue
             ends_s = [start_s + end_s for end_s in self.times.ends_s(batch, self.prefill)]
-            for spec in batch:
-                events = tuple((end_s, 1) for end_s in ends_s[: spec.output_len])
-                self.served.append(
-                    Request(spec.id, spec.scheduled, spec.scheduled, spec.prompt_len, events)
-                )
+            self.served += [served_request(spec, ends_s) for spec in batch]
             self.batches.append(ServedBatch(start_s, ends_s[-1], len(batch)))
             yield self.world.timeout(ends_s[-1] - start_s)
 

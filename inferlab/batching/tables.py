@@ -17,12 +17,13 @@ from inferlab import roofline, units
 from inferlab.batching import cost
 from inferlab.batching.simulate import StepTimes, simulate
 from inferlab.errors import UserError
-from inferlab.metrics import e2e_s
+from inferlab.metrics import e2e_s, tpot_s, ttft_s
 from inferlab.models.config import ModelConfig
 from inferlab.models.cost import decode_cost
 from inferlab.records import CaseInfo, Record
 from inferlab.roofline import Ceilings
 from inferlab.serving.batcher import dynamic
+from inferlab.serving.waits import waits_s
 from inferlab.stats import Estimate, median_interval
 from inferlab.workload import poisson_arrivals, uniform_batch
 
@@ -142,6 +143,27 @@ def load_rows(record: Record, lengths: str = "equal") -> list[Row]:
         found = {metric: record.estimate(name, metric).value for metric in metrics}
         found = {"mean_batch": found.pop("num_batched"), **found}
         rows.append({"load": info.params["load"], "policy": policy_of(info), **found})
+    return rows
+
+
+def request_rows(record: Record) -> list[Row]:
+    """What single requests of the trace that was kept saw: the median one and the worst."""
+    rows = []
+    for name, info in _load_cases(record, "equal"):
+        if not record.has_trace(name):
+            continue
+        trace = record.trace(name)
+        seen = {
+            "wait": waits_s(trace),
+            "ttft": [ttft_s(r) for r in trace.requests],
+            "tpot": [value for r in trace.requests if (value := tpot_s(r)) is not None],
+        }
+        row = {"load": info.params["load"], "policy": policy_of(info),
+               "requests": len(trace.requests)}  # fmt: skip
+        for quantity, values in seen.items():
+            row |= {f"{quantity}_median_s": statistics.median(values),
+                    f"{quantity}_longest_s": max(values)}  # fmt: skip
+        rows.append(row)
     return rows
 
 

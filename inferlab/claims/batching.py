@@ -42,7 +42,11 @@ def batching_trades_latency(
     wins = gain.value >= least_gain and loaded[max(loaded)][1].value < 1
     risen = [slower.value > 1 + least_change]
     risen += [latency.value > 1 + least_change for latency, _ in loaded.values()]
-    falls = [load for load, (latency, _) in loaded.items() if latency.value < 1 - least_change]
+    falls: list[float] = []  # the highest loads, as far down as latency falls at each of them
+    for load in reversed(loaded):
+        if loaded[load][0].value >= 1 - least_change:
+            break
+        falls.append(load)
     where = (
         f"a batch of {size} alone: {format_ratio(gain.value)} the throughput at "
         f"{format_ratio(slower.value)} the TPOT"

@@ -149,14 +149,18 @@ class Record:
         columns = ["case", "block", *keys, *TABLE_COLUMNS[2:]]
         return pd.DataFrame(rows, columns=columns)
 
+    def has_trace(self, case: str) -> bool:
+        """Whether the event log of `case` was kept."""
+        stored = self.folder is not None and trace_file(case) in self.manifest.files
+        return case in self.traces or stored
+
     def trace(self, case: str) -> Trace:
         """The event log that was kept of `case`."""
+        if not self.has_trace(case):
+            raise RecordError(f"no trace was kept of case {case!r} of {self.manifest.lab}")
         if case in self.traces:
             return self.traces[case]
-        name = trace_file(case)
-        if self.folder is None or name not in self.manifest.files:
-            raise RecordError(f"no trace was kept of case {case!r} of {self.manifest.lab}")
-        return load_trace(self.folder / name)
+        return load_trace(self.folder / trace_file(case))
 
     def _rows(self, case: str) -> pd.DataFrame:
         if case not in self.manifest.cases:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from inferlab.backends.batched import PREFILLS, BatchedBackend
+from inferlab.backends.batched import BatchedBackend
 from inferlab.batching import bench, tables
 from inferlab.decoding.generate import generate
 from inferlab.fitting import Fitted
@@ -11,6 +11,7 @@ from inferlab.models.config import get_config
 from inferlab.models.load import load_decoder
 from inferlab.roofline import Ceilings
 from inferlab.serving.batcher import NONE, dynamic, static
+from inferlab.serving.waits import PREFILLS
 from inferlab.workload import unequal_batch
 
 pytestmark = [

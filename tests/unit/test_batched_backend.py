@@ -4,14 +4,14 @@ import pytest
 from tiny_models import tiny
 
 from inferlab.backends import load_backend
-from inferlab.backends.batched import PREFILLS, BatchedBackend
+from inferlab.backends.batched import BatchedBackend
 from inferlab.decoding.generate import generate
 from inferlab.errors import UserError
 from inferlab.models import placement
 from inferlab.models.load import load_decoder
 from inferlab.models.placement import BatchTooLarge
 from inferlab.serving.batcher import NONE, dynamic, static
-from inferlab.serving.waits import batches_of, waits_s
+from inferlab.serving.waits import PREFILLS, batches_of, waits_s
 from inferlab.workload import Workload, scheduled_at, unequal_batch, uniform_batch
 
 ODD = unequal_batch(61, [3, 11, 7, 1, 5], [6, 2, 9, 1, 4], seed=2)

@@ -1,5 +1,6 @@
 """Cases of lab 40 measure what they predict; tables and figures are made of their record."""
 
+import dataclasses
 import math
 
 import matplotlib.pyplot as plt
@@ -59,6 +60,12 @@ def test_a_load_case_keeps_its_trace_and_its_emulation_beside_it(record, found):
     assert set(traces) == {n for n in record.manifest.cases if n.startswith(("load", "mixed"))}
     trace = traces[f"load{LOADS[0]}/static"]
     assert [batch.size for batch in batches_of(trace)] == [4, 4]
+    assert tables.request_rows(record) == []  # no log was kept
+    logged = dataclasses.replace(record, traces=traces)
+    row = next(r for r in tables.request_rows(logged)
+               if (r["load"], r["policy"]) == (LOADS[0], "static"))  # fmt: skip
+    assert row["requests"] == 8 and row["wait_longest_s"] == max(waits_s(trace))
+    assert row["tpot_median_s"] <= row["tpot_longest_s"]
     waited_s = record.values(f"load{LOADS[0]}/static", "wait_s")[-1]
     assert np.mean(waits_s(trace)) == pytest.approx(waited_s)
     for row in tables.wait_rows(record):
@@ -94,7 +101,6 @@ def test_traffic_has_its_lengths_and_its_rate():
     assert sorted(r.output_len for r in workload.requests) == [2, 2, 2, 2, 2, 8, 8]
     services = traffic.services_s(TIMES)
     assert traffic.rate_req_per_s(TIMES) == pytest.approx(0.5 / np.mean(services))
-    assert traffic.longest_len == 8
 
 
 def test_tokens_are_checked_against_each_request_alone(decoder):
@@ -173,9 +179,6 @@ def test_waits_and_parts_have_a_place_a_policy(record, ax):
     plot_batching.parts(ax, tables.part_rows(record), LOADS[1])
     assert len(ax.patches) == 12
     ax.clear()
-    plot_batching.steps(ax, tables.frontier_rows(record))
-    assert "log" in ax.get_ylabel()
-    ax.clear()
     plot_batching.waits_by_load(ax, [0.5, 1.5], {"none": [0.5, math.inf], "dynamic": [0.1, 0.2]})
     assert ax.get_legend_handles_labels()[1] == ["none", "dynamic"]
 
@@ -184,7 +187,6 @@ def test_waits_and_parts_have_a_place_a_policy(record, ax):
     "call",
     [
         lambda ax: plot_batching.frontier(ax, []),
-        lambda ax: plot_batching.steps(ax, []),
         lambda ax: plot_batching.waits(ax, [], 0.3),
         lambda ax: plot_batching.parts(ax, [], 0.3),
         lambda ax: plot_batching.waits_by_load(ax, [], {}),

@@ -81,7 +81,8 @@ def test_what_has_no_knee():
 def test_padding_by_hand():
     assert padding_waste_ratio([10, 10]) == 0
     assert padding_waste_ratio([1, 1, 1, 13]) == pytest.approx(1 - 16 / 52)
-    assert idle_rows_ratio([2, 8]) == pytest.approx(1 - 10 / 16)
+    assert idle_rows_ratio([2, 8]) == pytest.approx(1 - 8 / 14)
+    assert idle_rows_ratio([1, 1]) == 0 and idle_rows_ratio([1, 3]) == 0.5
     for lengths in ([], [0, 3]):
         with pytest.raises(UserError):
             padding_waste_ratio(lengths)

@@ -57,6 +57,13 @@ def test_the_verdict_says_from_where_latency_falls():
     assert found.evidence["E2E latency, dynamic over none, load 2.00"].value == pytest.approx(0.2)
 
 
+def test_from_a_load_on_means_at_all_higher_ones_too():
+    dip = {0.3: (0.2, 0.1, 0.9), 0.8: (0.1, 0.11, 0.9), 2.0: (1.0, 0.2, 0.4)}
+    assert "from load 2.00 on" in batching_trades_latency(record(FRONTIER, dip)).where
+    risen = {0.3: (0.2, 0.1, 0.9), 2.0: (0.1, 0.2, 0.4)}
+    assert "lowers latency" not in batching_trades_latency(record(FRONTIER, risen)).where
+
+
 def test_the_ledger_names_it():
     claim = load_ledger().get("batch-latency")
     assert judge(claim, record(FRONTIER, {2.0: (1.0, 0.2, 0.4)})).verdict == "holds only where"

@@ -15,7 +15,6 @@ from inferlab.batching.queueing import (
     inoue_latency_bound_s,
     md1_wait_s,
     mg1_wait_s,
-    mm1_wait_s,
     utilization,
     waits_in_line_s,
 )
@@ -30,7 +29,6 @@ def services(size):
 
 def test_known_values():
     assert md1_wait_s(5, 0.1) == pytest.approx(0.05)  # rho 1/2: half a service
-    assert mm1_wait_s(5, 0.1) == pytest.approx(0.1)  # rho s / (1 - rho)
     assert md1_wait_s(9, 0.1) == pytest.approx(0.45)
     assert md1_wait_s(10, 0.1) == math.inf
     assert utilization(5, 0.1) == pytest.approx(0.5)
@@ -81,6 +79,9 @@ def test_an_overloaded_server_has_no_mean_wait():
     assert capacity_req_per_s(services(8)) == pytest.approx(8 / services(8)[-1])
     assert bulk_queue(31, services(8)).wait_s == math.inf
     assert bulk_queue(31, services(8), full=True).wait_s == math.inf
+    cliff = [1.0, 1.1, 3.0]  # a line that is long enough makes every batch a slow one
+    assert capacity_req_per_s(cliff) == 1.0
+    assert bulk_queue(1.2, cliff).wait_s == math.inf
 
 
 @pytest.mark.parametrize("rate", [1, 5, 10, 20, 30, 40])

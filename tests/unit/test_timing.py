@@ -24,6 +24,15 @@ def test_every_round_runs_each_case_once_in_turn():
     assert timed == [(c, r) for r in range(6) for c in "ab"]
 
 
+def test_a_run_by_round_draws_the_same_when_it_is_resumed():
+    run = timing.ByRound(lambda index: {"step_s": 1.0 + index})
+    rule = StopRule(min_rounds=3, max_rounds=3, warmup_rounds=0)
+    whole = [s.values for s in interleave({"a": run}, rule)]
+    resumed = list(interleave({"a": run}, rule, done={"a": whole[:2]}))
+    assert [s.values for s in resumed] == whole[2:] == [{"step_s": 3.0}]
+    assert run() == {"step_s": 1.0}  # a first round, where nobody counts
+
+
 def test_warmup_rounds_are_kept_apart():
     samples = list(interleave({"a": noisy()}, QUICK))
     assert [s.status for s in samples].count("warmup") == 1
