@@ -9,6 +9,7 @@ Chapter: chapters/41_continuous_batching.md    Lab: labs/41_continuous_batching.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -69,8 +70,15 @@ class PrefixCache:
         self._parked[key] = text
 
     def give_up(self, num_blocks: int) -> None:
-        """Drop parked texts until `num_blocks` blocks are free, or none is parked."""
-        while self._parked and self.manager.num_free < num_blocks:
+        """Drop parked texts until `num_blocks` blocks are free; none where that is out of reach.
+
+        A block that somebody else uses too is not freed by dropping what is parked.
+        """
+        holders = Counter(b for key in self._parked for b in self.manager.live_table(key))
+        alone = sum(self.manager.users(block) == count for block, count in holders.items())
+        if self.manager.num_free + alone < num_blocks:
+            return
+        while self.manager.num_free < num_blocks:
             self._drop(next(iter(self._parked)))
 
     def _drop(self, key: _Key) -> None:

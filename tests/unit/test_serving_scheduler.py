@@ -108,7 +108,7 @@ def test_everybody_finishes_in_order_of_arrival_and_nothing_is_left_behind(
         if seq.finish_reason != "cancelled":
             assert (seq.prompt_len, len(seq.output_token_ids)) == (prompt_len, output_len)
     if parks:
-        prefixes.give_up(manager.num_blocks + 1)
+        prefixes.give_up(manager.num_blocks)
         assert prefixes.num_parked == 0
     assert manager.num_free == manager.num_blocks and manager.seq_ids == ()
 
@@ -178,6 +178,27 @@ def test_parked_prefixes_are_given_up_before_anyone_is_preempted():
     while any(seq.state != "finished" for seq in seqs):
         assert take(scheduler).preempted == ()
     assert manager.problems() == []
+
+
+def test_parked_prefixes_stay_where_giving_them_up_would_not_be_enough():
+    manager = BlockManager(8, 4)
+    prefixes = PrefixCache(manager)
+    scheduler = Scheduler(manager, 2, 100, 64, prefixes=prefixes)
+    added(scheduler, (8, 1))
+    take(scheduler)
+    assert prefixes.num_parked == 1 and manager.num_free == 6
+    scheduler.add(Sequence("long", [50] * 20, 4))
+    take(scheduler)
+    (head,) = added(scheduler, (13, 2), start=1)  # its beginning is parked; two blocks it lacks
+    while head.state == "waiting":
+        take(scheduler)
+    assert scheduler.cached_tokens == 8
+    while scheduler.num_running:
+        take(scheduler)
+    prefixes.give_up(manager.num_blocks + 1)
+    assert prefixes.num_parked > 0
+    prefixes.give_up(manager.num_blocks)
+    assert prefixes.num_parked == 0 and manager.problems() == []
 
 
 def test_a_parked_text_replaces_its_own_beginning_and_the_oldest_goes_first():
