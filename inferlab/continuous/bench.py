@@ -15,14 +15,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from inferlab.continuous.emulate import Emulated, StepSeconds, emulate
+from inferlab.continuous.emulate import StepSeconds, emulate
+from inferlab.continuous.late import Late, emulate_late, intruder_metrics
 from inferlab.continuous.setting import Setting
 from inferlab.continuous.tails import highest_percentile
 from inferlab.decoding.generate import generate
 from inferlab.errors import UserError
 from inferlab.hardware.probes import synchronize
 from inferlab.lengths import Lengths
-from inferlab.metrics import itl_s, tpot_s, ttft_s
+from inferlab.metrics import tpot_s, ttft_s
 from inferlab.models.decoder import Decoder
 from inferlab.models.placement import dtype_name
 from inferlab.recorder import Case
@@ -30,14 +31,6 @@ from inferlab.serving.engine import Engine
 from inferlab.stats import percentile
 from inferlab.trace import Request, Trace
 from inferlab.workload import random_prompt
-
-
-@dataclass(frozen=True, slots=True)
-class Late:
-    """A request that comes when the first of the others has written `after_tokens` tokens."""
-
-    lengths: Lengths
-    after_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +153,8 @@ def kept_rows_case(
         synchronize(decoder.device)
         return {"output_tok_per_s": sum(outputs) / (time.perf_counter() - start)}
 
-    setting = Setting(policy="static", store="maximum", max_num_seqs=batch_size)
-    return Case(run, _params(decoder, setting, len(requests)) | dict(params))
+    own = {"policy": "static", "max_num_seqs": batch_size}  # it has no store
+    return Case(run, _served(decoder, len(requests)) | own | dict(params))
 
 
 def intruder_case(
@@ -183,31 +176,6 @@ def intruder_case(
         run, _params(decoder, setting, len(requests)) | more | dict(params),
         intruder_metrics(emulated.trace),
     )  # fmt: skip
-
-
-def intruder_metrics(trace: Trace) -> dict[str, float]:
-    """Gaps of all requests but the last, the last one's TTFT, and the throughput of all."""
-    *others, intruder = trace.requests
-    gaps = [gap for request in others for gap in itl_s(request)]
-    tokens = sum(r.output_tokens for r in trace.requests)
-    wall_s = max(request.events[-1][0] for request in trace.requests)
-    return {
-        "itl_tail_s": percentile(gaps, highest_percentile(len(gaps))),
-        "itl_max_s": max(gaps),
-        "itl_median_s": statistics.median(gaps),
-        "ttft_s": ttft_s(intruder),
-        "output_tok_per_s": tokens / wall_s,
-        "wall_s": wall_s,
-    }
-
-
-def emulate_late(
-    requests: Sequence[Lengths], late: Late, setting: Setting, step_s: StepSeconds
-) -> Emulated:
-    """The same emulated: `late` is due when the first request has `after_tokens` tokens."""
-    alone = emulate(requests, setting, step_s)
-    due = alone.trace.requests[0].events[late.after_tokens - 1][0]
-    return emulate([*requests, late.lengths], setting, step_s, [0.0] * len(requests) + [due])
 
 
 def steady_case(
@@ -261,10 +229,15 @@ def _step_metrics(times: Sequence[float], rows: int) -> dict[str, float]:
 
 
 def _params(decoder: Decoder, setting: Setting, num_requests: int) -> dict[str, object]:
-    return {
-        "model": decoder.config.name, "dtype": dtype_name(decoder.dtype),
+    return _served(decoder, num_requests) | {
         "policy": setting.policy, "store": setting.store, "max_num_seqs": setting.max_num_seqs,
         "store_tokens": setting.store_tokens, "block_size": setting.lent_at_once,
         "max_len": setting.max_len, "chunk_size": setting.chunk_size or 0,
+    }  # fmt: skip
+
+
+def _served(decoder: Decoder, num_requests: int) -> dict[str, object]:
+    return {
+        "model": decoder.config.name, "dtype": dtype_name(decoder.dtype),
         "num_requests": num_requests,
     }  # fmt: skip

@@ -55,14 +55,6 @@ def expected_gain(
     return (shared + fixed_s * longest) / (shared + fixed_s * mean)
 
 
-def kept_rows_gain(requests: Sequence[Lengths], batch_size: int) -> float:
-    """The same over a batch whose finished rows are computed to the end, prompts left out.
-
-    `fixed_s` and `row_s` cancel: E[max of B] / mean on any machine.
-    """
-    return longest_over_mean(requests, batch_size)
-
-
 def static_steps(requests: Sequence[Lengths], batch_size: int) -> int:
     """Decode steps of static batches of `batch_size`, in the order given."""
     steps = decode_steps(requests)
