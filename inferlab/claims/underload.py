@@ -47,9 +47,9 @@ def traffic_moves_the_tail(
         words = f"{traffic}: {largest} {format_ratio(gaps[largest].value)}{told}"
         (moved if gaps[largest].value >= least_gap else kept).append(words)
     if not evidence:
-        return Verdict(
-            "untested", "the record has no traffic beside a convenient run of the same means"
-        )
+        why = f"the client called void: {', '.join(void)}" if void else (
+            "the record has no traffic beside a convenient run of the same means")  # fmt: skip
+        return Verdict("untested", why)
     where = "; ".join(
         f"{word} {', '.join(found)}"
         for word, found in (

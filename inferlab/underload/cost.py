@@ -104,11 +104,6 @@ def expected_tpot_s(model: StepModel, asked: Demand, rate_req_per_s: float) -> f
     return model.step_s(1) / left if left > 0 else math.inf
 
 
-def expected_running(model: StepModel, asked: Demand, rate_req_per_s: float) -> float:
-    """Mean number of sequences in decode at a rate below capacity (Little's law)."""
-    return rate_req_per_s * asked.decode_steps * expected_tpot_s(model, asked, rate_req_per_s)
-
-
 def knee_req_per_s(model: StepModel, asked: Demand, max_num_seqs: int) -> float:
     """The rate at which throughput over latency is largest (Kleinrock's power), at most capacity.
 
@@ -128,21 +123,6 @@ def rate_within_tpot(model: StepModel, asked: Demand, limit_s: float, max_num_se
     per_request_s = asked.read_s + asked.decode_steps * model.row_s
     rate = (1 - model.step_s(1) / limit_s) / per_request_s
     return max(0.0, min(rate, capacity_req_per_s(model, asked, max_num_seqs)))
-
-
-def closed_loop_rate(model: StepModel, asked: Demand, concurrency: int, max_num_seqs: int) -> float:
-    """Requests a second that `concurrency` clients get, each asking again when it was answered.
-
-    They fill that many rows and no more, so the rate is the capacity of a batch of their number.
-    """
-    return capacity_req_per_s(model, asked, min(concurrency, max_num_seqs))
-
-
-def closed_loop_e2e_s(
-    model: StepModel, asked: Demand, concurrency: int, max_num_seqs: int
-) -> float:
-    """Mean seconds of a request in a closed loop: clients / rate (Little's law)."""
-    return concurrency / closed_loop_rate(model, asked, concurrency, max_num_seqs)
 
 
 def hit_gain(model: StepModel, prompt_len: int, block_size: int) -> float:

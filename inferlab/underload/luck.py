@@ -1,19 +1,22 @@
-"""How much of the highest rate that a search finds is luck?
+"""How much of what one run of a server shows is luck?
 
-A search believes each of its runs, and a run is some dozens of requests at random times. The same
-search on an emulated server, with other times, costs nothing: the spread of what it finds is what
-the draw of arrivals alone does to the answer.
+A run is some hundred requests at random times; a search for the highest rate believes each of its
+runs. The same on an emulated server, with other draws, costs nothing: the spread of what it finds
+is what the draw alone does to the answer.
 Chapter: chapters/46_serving_under_load.md    Lab: labs/46_serving_under_load.ipynb
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from inferlab.lengths import Lengths
 from inferlab.load.search import SEED_STEP, find_max_rate
-from inferlab.metrics import SLO
+from inferlab.metrics import SLO, ttft_s
+from inferlab.stats import percentile
+from inferlab.underload import traffic
 from inferlab.underload.emulate import EmulatedServer
 
 
@@ -57,3 +60,25 @@ def found_rates(
         return found.passing_req_per_s or 0.0
 
     return sorted(search(draw) for draw in range(draws))
+
+
+def ttft_gaps(
+    server: EmulatedServer,
+    case: Mapping[str, Any],
+    baseline: Mapping[str, Any],
+    q: float = 99.0,
+    draws: int = 20,
+) -> list[float]:
+    """q-th percentile of TTFT over that of the baseline, for so many draws of both, in order.
+
+    `case` and `baseline` are the parameters of two rungs of one family in a record of lab 46.
+    """
+
+    def tail_s(params: Mapping[str, Any], draw: int) -> float:
+        family, kind, count = (params[k] for k in ("family", "traffic", "num_requests"))
+        service = traffic.service_lengths(family, count, params["divisor"], draw)
+        lengths = traffic.rung_lengths(family, kind, service, draw)
+        times_s = traffic.rung_times(kind, count, params["rate_req_per_s"], draw)
+        return percentile([ttft_s(r) for r in server.open_loop(lengths, times_s).requests], q)
+
+    return sorted(tail_s(case, draw) / tail_s(baseline, draw) for draw in range(draws))

@@ -134,8 +134,10 @@ def limits(records: Sequence[Record]) -> pd.DataFrame:
             info = record.manifest.cases[case]
             sweep = record.manifest.cases[record.cases(phase="sweep")[0]].params
             low, high = (
-                record.estimate(case, f"{name}_rate_req_per_s").value for name in ("max", "above")
-            )
+                format_rate(record.estimate(case, metric).value, "req/s")
+                if metric in record.metrics(case) else MISSING
+                for metric in ("max_rate_req_per_s", "above_rate_req_per_s")
+            )  # fmt: skip
             rows.append({
                 "device": record.manifest.machine.title,
                 "capacity, predicted": format_rate(info.params["capacity_req_per_s"], "req/s"),
@@ -145,7 +147,7 @@ def limits(records: Sequence[Record]) -> pd.DataFrame:
                 "TPOT at most": format_seconds(sweep["slo_tpot_s"], 2),
                 "by hand": format_rate(info.params["by_hand_req_per_s"], "req/s"),
                 "emulated": format_rate(info.predicted["max_rate_req_per_s"], "req/s"),
-                "found": format_rate(low, "req/s") if low else MISSING,
-                "failed at": format_rate(high, "req/s"),
+                "found": low,
+                "failed at": high,
             })  # fmt: skip
     return pd.DataFrame(rows)

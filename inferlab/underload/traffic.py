@@ -1,7 +1,8 @@
 """Which requests ask for the same mean work at the same mean rate, and come in another shape?
 
 A ladder of traffic, one change a rung: constant lengths at an even pace (what a quick benchmark
-sends), then random arrivals, then lengths that vary, then those of a real service, then bursts.
+sends), then random arrivals, then lengths that vary, then those of a real service, then bursts
+that we impose. A mean lies between two whole numbers of tokens: constant lengths mix the two.
 Every rung of a family has the same number of requests, the same span of time, and the same mean
 lengths: its capacity is the same, and only the shape differs.
 Chapter: chapters/46_serving_under_load.md    Lab: labs/46_serving_under_load.ipynb
@@ -33,7 +34,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     ),
     "code": (CONVENIENT, "code-gamma"),
 }  # fmt: skip
-BURSTS = (4.0, 0.2)  # rate in a burst over the calm rate, share of the time
+BURSTS = (4.0, 0.2)  # ours: rate in a burst over the calm rate, share of the time
 BURST_GAPS = 12  # mean length of a burst, in mean gaps between requests
 CODE_ARRIVAL_CV = 13.152  # of its gaps: data/workloads/azure_llm_2023_summary.csv
 
@@ -44,9 +45,19 @@ def with_means(lengths: Sequence[Lengths], prompt_mean: float, output_mean: floa
     target = np.array([prompt_mean, output_mean])
     stretched = found.copy()
     for _ in range(8):  # rounding and the least of one token move the mean a little
-        rounded = np.maximum(1, np.rint(stretched))
+        rounded = np.maximum(1, np.rint(stretched)).astype(int)
         stretched *= target / rounded.mean(axis=0)
-    return [Lengths(int(p), int(o)) for p, o in np.maximum(1, np.rint(stretched))]
+    missing = np.rint(target * len(found)).astype(int) - rounded.sum(axis=0)
+    for column, count in enumerate(missing):  # the last few tokens: to or from the longest
+        longest = np.argsort(-rounded[:, column], kind="stable")[: abs(count)]
+        rounded[longest, column] += np.sign(count)
+    return [Lengths(int(p), int(o)) for p, o in np.maximum(1, rounded)]
+
+
+def evenly(counts: Sequence[int]) -> list[int]:
+    """The same sum of tokens in as many parts that differ by one at most, mixed evenly."""
+    num, total = len(counts), sum(counts)
+    return [total * (i + 1) // num - total * i // num for i in range(num)]
 
 
 def service_lengths(family: str, num_requests: int, divisor: int, seed: int) -> list[Lengths]:
@@ -65,7 +76,7 @@ def rung_lengths(family: str, traffic: str, service: Sequence[Lengths], seed: in
     if kind == family:
         return list(service)
     if kind == "constant":
-        return [Lengths(max(1, round(prompt_mean)), max(1, round(output_mean)))] * len(service)
+        return [Lengths(*one) for one in zip(*map(evenly, zip(*service, strict=True)), strict=True)]
     if kind == "lognormal":
         prompts = np.array(service)[:, 0]
         cv = float(prompts.std() / prompt_mean)
