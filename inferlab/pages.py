@@ -47,6 +47,16 @@ def html_table(table: pd.DataFrame, caption: str = "") -> Any:
     )
 
 
+def checks_table(records: Sequence[Record]) -> Any:
+    """What the lab of `records` checked before it measured, and whether it passed, by device."""
+    table = pd.DataFrame(
+        {"device": r.manifest.machine.title, "check": c.name, "passed": "yes" if c.passed else "no"}
+        for r in records
+        for c in r.manifest.checks
+    )
+    return html_table(table, f"Checks of lab {records[0].manifest.lab[:2]} (measured)")
+
+
 def note(text: str) -> Any:
     """A sentence of a page that depends on the records; escaped."""
     from html import escape
