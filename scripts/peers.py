@@ -52,7 +52,12 @@ def install(names: Sequence[str]) -> int:
         start = time.monotonic()
         make = [sys.executable, "-m", "venv", str(python.parent.parent)]
         commands = [make, *pip_commands(PEERS[name], str(python), has_gpu)]
-        if any(subprocess.run(words).returncode for words in commands):  # noqa: S603
+        try:
+            has_failed = any(subprocess.run(words).returncode for words in commands)  # noqa: S603
+        except BaseException:  # Ctrl-C: half an environment must not pass for a whole one
+            shutil.rmtree(python.parent.parent, ignore_errors=True)
+            raise
+        if has_failed:
             shutil.rmtree(python.parent.parent, ignore_errors=True)
             print(f"{name}: failed (above), and removed again", file=sys.stderr)
             failed += 1
@@ -160,6 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

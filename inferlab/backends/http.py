@@ -47,21 +47,26 @@ class HttpBackend:
         """The whole run with the client's verdict, whatever that says; `prompts` as in `drive`."""
         return drive(self.target, workload, concurrency=self.concurrency, prompts=prompts)
 
-    def run(self, workload: Workload) -> BackendRun:
-        """Trace and token ids (empty where the server sends none).
-
-        Raises MeasurementError when no request succeeded, and, where `is_strict`, when the client
-        was late or busy; KeyboardInterrupt after Ctrl-C.
-        """
-        done = self.drive(workload)
-        if done.interrupted:
-            raise KeyboardInterrupt
-        requests = done.trace.requests
-        if not any(request.status == "ok" for request in requests):
-            raise MeasurementError(f"every request failed; the first: {requests[0].error}")
-        if self.is_strict and not done.verdict.valid:
-            raise MeasurementError(f"the run is void: {done.verdict.reasons[0]}")
+    def run(self, workload: Workload, prompts: list[str] | None = None) -> BackendRun:
+        """Trace and token ids (empty where the server sends none), `checked`."""
+        done = checked(self.drive(workload, prompts), self.is_strict)
         return BackendRun(done.trace, done.token_ids)
+
+
+def checked(done: LoadRun, is_strict: bool = False) -> LoadRun:
+    """The run, where it may be looked at.
+
+    Raises MeasurementError when no request succeeded, and, where `is_strict`, when the client's
+    verdict voids it; KeyboardInterrupt after Ctrl-C.
+    """
+    if done.interrupted:
+        raise KeyboardInterrupt
+    requests = done.trace.requests
+    if not any(request.status == "ok" for request in requests):
+        raise MeasurementError(f"every request failed; the first: {requests[0].error}")
+    if is_strict and not done.verdict.valid:
+        raise MeasurementError(f"the run is void: {done.verdict.reasons[0]}")
+    return done
 
 
 def load(

@@ -1,6 +1,7 @@
 """`inferlab load`: drive an OpenAI-compatible URL, open or closed loop, and judge the client."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,11 @@ from inferlab.cli.output import print_json, print_note
 from inferlab.errors import MeasurementError, UserError
 
 if TYPE_CHECKING:
+    from inferlab.cli.loadkeep import Kept
+    from inferlab.client.target import Target
+    from inferlab.load.plan import LoadPlan
     from inferlab.load.point import LoadPoint
+    from inferlab.metrics import SLO
 
 START_SHARE = 0.5  # of what one request at a time reaches: where a sweep or a search begins
 LOWEST_SHARE = 0.05  # of the same: below it a search ends, requests do not meet each other
@@ -79,18 +84,13 @@ def load(
 ) -> None:
     """Load a server: TTFT, TPOT, ITL, throughput and goodput, and whether the client was honest.
 
-    An API key is taken from the environment (OPENAI_API_KEY). Exit code 1: the run is void (late
-    sends or a busy client), or every request failed. Ctrl-C keeps what there is.
+    An API key is taken from the environment (OPENAI_API_KEY). Exit code 1: a run is void (late
+    sends or a busy client), or every request failed. Ctrl-C and SIGTERM keep what there is.
     """
-    from inferlab.cli.loadreport import print_points, save_traces
-    from inferlab.cli.metrics import _slo
-    from inferlab.cli.progress import LiveProgress
+    from inferlab.cli.loadkeep import Kept, ended_by_sigterm
+    from inferlab.cli.metrics import slo_in_ms
     from inferlab.client.target import Target
     from inferlab.load.plan import LoadPlan
-    from inferlab.load.point import run_point, warm_up
-    from inferlab.load.report import point_report
-    from inferlab.load.search import find_max_rate
-    from inferlab.load.search import sweep as sweep_rates
 
     many = sweep or max_rate or bool(rates)
     chosen = [name for name, is_set in (
@@ -99,7 +99,7 @@ def load(
     if len(chosen) != 1:
         said = f"not {' and '.join(chosen)}" if chosen else "none is given"
         raise UserError(f"choose one of --rate, --concurrency, --sweep and --max-rate: {said}")
-    slo = _slo(slo_ttft_ms, slo_tpot_ms, None)
+    slo = slo_in_ms(slo_ttft_ms, slo_tpot_ms, None)
     if max_rate and slo is None:
         raise UserError("--max-rate needs an SLO: --slo-ttft-ms, --slo-tpot-ms or both")
     listed = _rates(rates)
@@ -127,56 +127,117 @@ def load(
         as_text=text or api == "chat",
         seed=seed,
     )
+    for one in listed:
+        plan.at_rate(one, seed)  # what cannot be sent is refused before anything is
     if save_trace is not None:
         from inferlab.journal import writable_folder
 
         writable_folder(save_trace.parent, "the trace", "--save-trace")
-    points: list[LoadPoint] = []
-    result: dict[str, Any] = {}
+    kept = Kept(save_trace, many)
+    how = _How(rate, listed, max_rate, many, goodput_ratio, precision, warmup)
+    with ended_by_sigterm():
+        result, ended = _measure(target, plan, slo, how, kept)
+        for path in kept.saved:
+            print_note(f"trace: {path}")
+        _print(kept.points, result, many, json)
+    if ended is not None:
+        raise ended
+    _judge(kept.points, result)
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """One run, the rates of a sweep (listed or doubled from `first_rate`), or a search."""
+
+    first_rate: float | None
+    listed: tuple[float, ...]
+    max_rate: bool
+    many: bool
+    goodput_ratio: float
+    precision: float
+    warmup: int
+
+
+def _measure(
+    target: "Target", plan: "LoadPlan", slo: "SLO | None", how: _How, kept: "Kept"
+) -> tuple[dict[str, Any], BaseException | None]:
+    """Fill `kept`: (what a search found, what ended it early); raises where there is no point."""
+    from inferlab.cli.progress import LiveProgress
+    from inferlab.load.plan import CannotPlan
+    from inferlab.load.point import run_point, warm_up
+    from inferlab.load.search import ended_search, find_max_rate, sweep
+
+    found, refused = None, []
+    ended: BaseException | None = None
     with LiveProgress() as progress:
 
         def measure(rate_req_per_s: float, offset: int) -> "LoadPoint":
             progress.title = f"{rate_req_per_s:.3g} req/s, "
-            point = run_point(target, plan.at_rate(rate_req_per_s, seed + offset), slo, progress)
-            points.append(point)
-            return point
+            try:
+                at_rate = plan.at_rate(rate_req_per_s, plan.seed + offset)
+                point = run_point(target, at_rate, slo, progress)
+            except CannotPlan as error:
+                refused.append(f"{rate_req_per_s:.3g} req/s was not tried: {error}")
+                raise
+            return kept.add(point)
 
-        alone_s = warm_up(target, plan, max(warmup, 1) if many else warmup)
-        alone_req_per_s = 1 / max(alone_s or 1.0, 1e-3)
-        start = START_SHARE * alone_req_per_s if rate is None else rate
-        if max_rate:
-            lowest = LOWEST_SHARE * alone_req_per_s
-            found = find_max_rate(measure, start, goodput_ratio, precision, lowest_req_per_s=lowest)
-            result = {
-                "max_rate_req_per_s": found.passing_req_per_s,
-                "failing_rate_req_per_s": found.failing_req_per_s,
-                "goodput_ratio": goodput_ratio,
-                "complete": found.complete,
-            }
-        elif many:
-            sweep_rates(measure, start, listed)
-        else:
-            points.append(run_point(target, plan, slo, progress))
+        try:
+            alone_s = warm_up(target, plan, max(how.warmup, 1) if how.many else how.warmup)
+            alone_req_per_s = 1 / max(alone_s or 1.0, 1e-3)
+            start = START_SHARE * alone_req_per_s if how.first_rate is None else how.first_rate
+            if how.max_rate:
+                found = find_max_rate(
+                    measure, start, how.goodput_ratio, how.precision,
+                    lowest_req_per_s=LOWEST_SHARE * alone_req_per_s,
+                )  # fmt: skip
+            elif how.many:
+                sweep(measure, start, how.listed)
+            else:
+                kept.add(run_point(target, plan, slo, progress))
+        except (KeyboardInterrupt, UserError) as error:
+            if not kept.points:
+                raise
+            ended = error
+    for line in refused:
+        print_note(line)
+    if how.max_rate and found is None:
+        why = "interrupted" if isinstance(ended, KeyboardInterrupt) else f"with an error: {ended}"
+        found = ended_search(kept.points, how.goodput_ratio, why)
+    if found is None:
+        return {}, ended
+    result = {
+        "max_rate_req_per_s": found.passing_req_per_s,
+        "failing_rate_req_per_s": found.failing_req_per_s,
+        "goodput_ratio": how.goodput_ratio,
+        "complete": found.complete,
+        "why": found.why,
+    }
+    return result, ended
+
+
+def _print(points: "list[LoadPoint]", result: dict[str, Any], many: bool, json: bool) -> None:
+    from inferlab.cli.loadreport import print_points
+    from inferlab.load.report import point_report
+
     if json:
         reports = [point_report(point) for point in points]
         print_json({**result, "points": reports} if many else reports[0])
     else:
         print_points(points, result)
-    if save_trace is not None:
-        for path in save_traces(points, save_trace, many):
-            print_note(f"trace: {path}")
-    _judge(points, result)
 
 
 def _judge(points: "list[LoadPoint]", result: dict[str, Any]) -> None:
     """Raise what makes the exit code other than 0."""
-    last = points[-1]
-    if last.interrupted:
+    from inferlab.load.search import void_points
+
+    if points[-1].interrupted:
         raise KeyboardInterrupt
     if all(point.all_failed for point in points):
         raise MeasurementError(f"every request failed; the first: {points[0].first_error()}")
-    if last.is_void:
-        raise MeasurementError(f"the run is void: {last.run.verdict.reasons[0]}")
+    void = void_points(points)
+    if void:
+        at = f" at {void[0].plan.rate_req_per_s:.3g} req/s" if len(points) > 1 else ""
+        raise MeasurementError(f"the run{at} is void: {void[0].run.verdict.reasons[0]}")
     if result and result["max_rate_req_per_s"] is None:
         raise MeasurementError(
             "no rate met the SLO: take a wider one, or a lower --rate to begin with"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inferlab.cli.output import one_line, stdout_console
@@ -48,22 +47,10 @@ def print_points(points: list[LoadPoint], result: dict[str, Any]) -> None:
             f"max rate with {share} of requests within the SLO: {rate} req/s (fails at {fails})",
             highlight=False,
         )
-
-
-def save_traces(points: list[LoadPoint], path: Path, many: bool) -> list[Path]:
-    """The trace at `path`; of several points each at a path with its number and rate."""
-    from inferlab.trace import save_trace
-
-    if not many:
-        return [save_trace(points[0].trace, path)]
-    stem, _, ending = path.name.partition(".")
-    return [
-        save_trace(
-            point.trace,
-            path.with_name(f"{stem}-{number:02d}-{point.plan.rate_req_per_s:.3g}rps.{ending}"),
-        )
-        for number, point in enumerate(points)
-    ]
+        if not result["complete"]:
+            console.print(
+                f"the search is incomplete, it ended {result['why']}", highlight=False, markup=False
+            )
 
 
 def _title(point: LoadPoint) -> str:

@@ -33,7 +33,7 @@ def metrics(
     from inferlab.metrics import summarize, without_warmup
     from inferlab.trace import TraceError, load_trace
 
-    slo = _slo(slo_ttft_ms, slo_tpot_ms, slo_e2e_ms)
+    slo = slo_in_ms(slo_ttft_ms, slo_tpot_ms, slo_e2e_ms)
     trace = load_trace(file)
     try:
         summary = summarize(trace, slo=slo, warmup=warmup).to_dict()
@@ -48,7 +48,8 @@ def metrics(
         _print_tables(file, summary, reports)
 
 
-def _slo(ttft_ms: float | None, tpot_ms: float | None, e2e_ms: float | None) -> "SLO | None":
+def slo_in_ms(ttft_ms: float | None, tpot_ms: float | None, e2e_ms: float | None) -> "SLO | None":
+    """The limits in seconds; None where there is none."""
     from inferlab.metrics import SLO
 
     limits = [None if limit is None else limit / 1e3 for limit in (ttft_ms, tpot_ms, e2e_ms)]

@@ -37,9 +37,10 @@ class Answer:
         self._http = httptools.HttpResponseParser(self)
         self._events = EventParser()
         self._is_stream = False
+        self._has_an_end = False  # told by a length or by a last chunk; else the close is the end
         self._is_done = self._is_finished = False  # [DONE] came; a finish_reason came
         self._body = b""
-        self._arrived = 0.0
+        self.arrived = 0.0  # seconds of the last bytes
 
     def receive(self, arrived: float, data: bytes | OSError) -> None:
         """Bytes that arrived at `arrived` seconds; b"" or an error when the connection ended."""
@@ -48,11 +49,13 @@ class Answer:
         if not data or isinstance(data, OSError):
             self._connection_ended(data)
             return
-        self.has_begun, self._arrived = True, arrived
+        self.has_begun, self.arrived = True, arrived
         try:
             self._http.feed_data(data)
         except BadStream as error:
             self._end("error", str(error))
+        except httptools.HttpParserUpgrade:  # no HttpParserError
+            self._end("error", f"HTTP {self.http_status}: the server wants another protocol")
         except httptools.HttpParserError as error:
             # what a callback of ours raised comes wrapped
             inner = error.__context__
@@ -66,8 +69,11 @@ class Answer:
     # What httptools calls.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() == b"content-type":
+        name = name.lower()
+        if name == b"content-type":
             self._is_stream = value.lower().startswith(b"text/event-stream")
+        elif name in (b"content-length", b"transfer-encoding"):
+            self._has_an_end = True
 
     def on_headers_complete(self) -> None:
         self.http_status = self._http.get_status_code()
@@ -85,12 +91,15 @@ class Answer:
             if chunk.usage is not None:
                 self.usage = chunk.usage
             if chunk.has_choice:
-                self.arrivals.append(self._arrived)
+                self.arrivals.append(self.arrived)
                 self.chunks.append(chunk)
                 self._is_finished = self._is_finished or chunk.finish_reason is not None
 
     def on_message_complete(self) -> None:
         self.keeps_connection = self._http.should_keep_alive()
+        self._message_ended()
+
+    def _message_ended(self) -> None:
         if not self._is_stream:
             self._end("error", self._why_no_stream())
         elif self._events.has_half_an_event:
@@ -111,7 +120,10 @@ class Answer:
 
     def _connection_ended(self, how: bytes | OSError) -> None:
         why = f": {how.strerror or type(how).__name__}" if isinstance(how, OSError) else ""
-        if not self.has_begun:
+        is_error = self.http_status not in (0, 200)  # what came of its text says more than the loss
+        if is_error or (self.http_status and not how and not self._has_an_end):
+            self._message_ended()
+        elif not self.has_begun:
             self._end("error", f"the server closed the connection without an answer{why}")
         elif self._is_done and not self._events.has_half_an_event:
             self._end("ok", None)  # it said that it was done; an orderly end of HTTP is missing

@@ -15,6 +15,22 @@ from inferlab.client.sockets import StampedSocket, TlsSocket, WallClock
 from inferlab.client.target import Target
 
 Connection = StampedSocket | TlsSocket
+_OTHER_FILES = 128  # of the process, beside connections
+
+
+def allow_connections(count: int) -> None:
+    """Raise the soft limit of open files to what `count` connections need, up to the hard one."""
+    try:
+        import resource
+    except ImportError:  # not on this system
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # macOS has a lower limit that it does not tell
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Connections:
@@ -127,9 +143,11 @@ class Inbox:
 
     def _parse_some(self) -> None:
         items = self._items
-        for _ in range(min(len(items), self.A_TURN)):
-            receive, arrived, data = items.popleft()
-            receive(arrived, data)
-        self._is_due = bool(items)
-        if items:
-            self._loop.call_soon(self._parse_some)
+        try:
+            for _ in range(min(len(items), self.A_TURN)):
+                receive, arrived, data = items.popleft()
+                receive(arrived, data)
+        finally:  # one answer that breaks the parser must not silence the others
+            self._is_due = bool(items)
+            if items:
+                self._loop.call_soon(self._parse_some)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inferlab.client.connections import Connections, Inbox
+from inferlab.client.connections import Connections, Inbox, allow_connections
 from inferlab.client.flight import Flight
 from inferlab.client.honesty import Limits, Watch, take_precedence, undisturbed
 from inferlab.client.result import LoadRun, Record, load_run
@@ -78,16 +78,20 @@ def drive(
         for spec, text in zip(workload.requests, texts, strict=True)
     ]
     driver = _Driver(target, workload, contents, concurrency, duration_s, kernel_stamps)
+    # an open loop may have all of them in flight, on a server that stands still
+    allow_connections(min(concurrency or workload.batch_size, workload.batch_size))
     thread = threading.Thread(target=driver.run, name="load client", daemon=True)
     interrupted = False
     with undisturbed():
         thread.start()
         # not join(): Ctrl-C in it makes Python 3.11 believe that the thread has ended
-        while not driver.has_ended.is_set():
+        while True:
             try:
-                driver.has_ended.wait(PROGRESS_S)
-                if on_progress is not None:
-                    on_progress(driver.progress())
+                while not driver.has_ended.is_set():
+                    driver.has_ended.wait(PROGRESS_S)
+                    if on_progress is not None:
+                        on_progress(driver.progress())
+                break
             except KeyboardInterrupt:
                 if interrupted:
                     raise  # a second time: now
@@ -110,7 +114,8 @@ class _Driver:
         self._flights: list[Flight] = []
         self._expected = 0  # requests for which a connection was made ready
         self._ended = self._failed = 0
-        self._idle_s = 0.0  # of all users of a closed loop
+        # of all users of a closed loop: between requests, and for answers
+        self._idle_s = self._waiting_s = 0.0
         self._is_stopped = False  # nothing more is sent
         self._loop: asyncio.AbstractEventLoop | None = None
         self._finished: asyncio.Event | None = None
@@ -228,9 +233,10 @@ class _Driver:
     def _flight_ended(self, flight: Flight) -> None:
         self._ended += 1
         self._failed += flight.status != "ok"
+        self._waiting_s += max(0.0, flight.free_since - flight.sent)
         if self._concurrency is not None and not self._is_stopped:
             # not at once: a server that refuses everything would keep the loop from all else
-            self._loop.call_soon(self._send_next, self._loop.time())
+            self._loop.call_soon(self._send_next, flight.free_since)
         self._loop.call_soon(self._check_end)
 
     def _check_end(self) -> None:
@@ -260,6 +266,7 @@ class _Driver:
             wall_s=self._wall_s,
             cpu_s=self._cpu_s,
             idle_s=self._idle_s,
+            waiting_s=self._waiting_s,
             clock_steps=self._clock_steps,
             has_precedence=self._has_precedence,
             kernel_stamps=self._connections.kernel_stamps,

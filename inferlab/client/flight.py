@@ -39,6 +39,7 @@ class Flight:
     ) -> None:
         self.spec, self.due = spec, due
         self.sent = 0.0
+        self.free_since = 0.0  # its user could go on: the last bytes arrived, or it was given up
         self.status = ""
         self.error: str | None = None
         self.was_resent = False
@@ -134,6 +135,9 @@ class Flight:
         if self.status:
             return
         self.status, self.error = status, error
+        # bytes wait to be read and parsed: the user is idle from their arrival on
+        by_answer = self.answer.status and self.answer.has_begun
+        self.free_since = self.answer.arrived if by_answer else time.perf_counter()
         if self._timer is not None:
             self._timer.cancel()
         opening = self._opening

@@ -13,8 +13,10 @@ it is void:
 - **A busy client.** The share of one core that the client's thread used, over the run and in its
   busiest second. A single server's queue is short below half load and grows without bound near
   full load.
-- **Lag.** A timer that should fire every 10 ms says how late the event loop was. It explains
-  the two above; where the kernel stamps arrivals it does not bend them.
+- **Lag.** A timer that should fire every 10 ms says how late the event loop was. An arrival that
+  is stamped when it is read is late by as much: there the limit is that of late sends, for one
+  tick in a hundred. Where the kernel stamps arrivals, lag bends nothing until it is as long as
+  the gap between two chunks: both are then read at once and share a stamp.
 
 Chapter: chapters/46_serving_under_load.md    Lab: labs/46_serving_under_load.ipynb
 """
@@ -116,9 +118,14 @@ def judge(
     events: int,
     clock_steps: int = 0,
     idle_ratio: float = 0.0,
+    stamped_gap_s: float | None = None,
     limits: Limits | None = None,
 ) -> Verdict:
-    """The verdict on a run: `delays_s` [sends] is how long after it was due each request left."""
+    """The verdict on a run: `delays_s` [sends] is how long after it was due each request left.
+
+    `stamped_gap_s` is the usual gap between chunks where the kernel stamped them; None for times
+    of reads.
+    """
     limits = limits or Limits()
     late = sum(delay > limits.late_s for delay in delays_s)
     late_ratio = late / len(delays_s) if delays_s else 0.0
@@ -134,6 +141,16 @@ def judge(
         reasons.append(
             f"users were idle for {idle_ratio:.1%} of their time, above {limits.idle_ratio:.0%}: "
             "the client is too slow for that many of them"
+        )
+    lag_limit_s = max(limits.late_s, stamped_gap_s or 0.0)
+    lagging = sum(lag > lag_limit_s for lag in watch.lags_s)
+    if lagging > 1 and lagging > limits.late_ratio * len(watch.lags_s):
+        why = "arrivals are stamped when they are read"
+        if stamped_gap_s is not None:
+            why = "chunks that arrived one after the other share a stamp"
+        reasons.append(
+            f"the client lagged more than {lag_limit_s * 1e3:.3g} ms behind in {lagging} of "
+            f"{len(watch.lags_s)} ticks, above {limits.late_ratio:.0%}: {why}"
         )
     if cpu_ratio > limits.cpu_ratio and wall_s >= WINDOW_S:
         reasons.append(

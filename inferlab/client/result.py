@@ -6,7 +6,9 @@ Chapter: chapters/46_serving_under_load.md    Lab: labs/46_serving_under_load.ip
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from inferlab.client.flight import Flight
@@ -45,7 +47,8 @@ class Record:
     watch: Watch
     wall_s: float
     cpu_s: float
-    idle_s: float
+    idle_s: float  # of the users of a closed loop, and what they waited for answers
+    waiting_s: float
     clock_steps: int
     has_precedence: bool
     kernel_stamps: bool
@@ -56,7 +59,7 @@ def load_run(
 ) -> LoadRun:
     """Everything as a trace. No address of the server is in it."""
     flights = record.flights
-    users_s = (record.concurrency or 0) * record.wall_s
+    users_s = record.idle_s + record.waiting_s if record.concurrency else 0.0
     verdict = judge(
         [flight.sent - flight.due for flight in flights],
         record.watch,
@@ -65,6 +68,7 @@ def load_run(
         sum(len(flight.answer.arrivals) for flight in flights),
         record.clock_steps,
         record.idle_s / users_s if users_s else 0.0,
+        _stamped_gap_s(flights) if record.kernel_stamps else None,
         limits,
     )
     pairs = [flight.request(record.start) for flight in flights]
@@ -103,3 +107,13 @@ def load_run(
     )
     ids = [[token for c in f.answer.chunks for token in c.token_ids or ()] for f in flights]
     return LoadRun(trace, ids, [f.answer.text() for f in flights], verdict, interrupted)
+
+
+def _stamped_gap_s(flights: Sequence[Flight]) -> float:
+    """Median over the answers of their mean gap between chunks; inf where no answer has a gap.
+
+    The mean of an answer stays what it is when some of its chunks share a stamp.
+    """
+    arrivals = [flight.answer.arrivals for flight in flights]
+    gaps = [(times[-1] - times[0]) / (len(times) - 1) for times in arrivals if len(times) > 1]
+    return median(gaps) if gaps else float("inf")

@@ -41,7 +41,8 @@ class Target:
         try:
             parts = urlsplit(self.url)
             known = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 80)
-        except ValueError:
+            (parts.hostname or "").encode("idna")  # as the look-up will
+        except ValueError:  # UnicodeError is one
             known = False
         if not known or any(char.isspace() or not char.isprintable() for char in self.url):
             raise UserError(f"no address of a server: {self.url[:80]!r}; http://127.0.0.1:8000")

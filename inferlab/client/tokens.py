@@ -12,15 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SOURCES = ("token_ids", "chunks", "usage", "no_usage", "usage_refused")
-
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """Tokens of each event, where they come from (`SOURCES`), and what the usage said.
+    """Tokens of each event, where they come from, and what the usage said.
 
-    "chunks" are confirmed by the usage; "no_usage" are not, because there was none;
-    "usage_refused" means that the usage cannot be true beside what was seen and asked for.
+    `source` is "token_ids" or "chunks" (confirmed by the usage), "usage" (tokens spread by it),
+    "no_usage" (chunks, not confirmed: there was none), or "usage_refused" (chunks: the usage cannot
+    be true beside what was seen and asked for).
     """
 
     counts: tuple[int, ...]

@@ -16,6 +16,7 @@ from inferlab import lengths
 from inferlab.client.prompts import in_words, open_tokenizer, texts, word_tokens
 from inferlab.errors import UserError
 from inferlab.models.config import PRESETS
+from inferlab.trace.file import MAX_EVENTS
 from inferlab.workload import (
     Workload,
     burst_times,
@@ -31,6 +32,12 @@ ARRIVALS = ("poisson", "gamma", "constant", "bursts", *lengths.NAMES)
 LENGTHS = ("constant", "lognormal", *lengths.NAMES)
 ANY_VOCAB_SIZE = 1000  # of a model that we do not know: every tokenizer has as many tokens
 MOST_REQUESTS = 100_000
+MOST_OF_USERS = 10_000  # requests made ready for a closed loop that ends with its duration
+EXTRA_EVENTS = 2  # of an answer, beside one a token: an empty first chunk, one that only ends it
+
+
+class CannotPlan(UserError):
+    """The rate, the duration and the lengths make a load that is too large, or none at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +45,8 @@ class LoadPlan:
     """What to send. Lengths in tokens: means, or the value itself where they are constant.
 
     `rate_req_per_s` is the open loop's, `concurrency` the closed loop's. With `duration_s` the
-    open loop sends what is due until then; else there are `num_requests`. `length_scale`
+    open loop sends what is due until then, the closed loop what its users get to, up to
+    `MOST_OF_USERS`; `num_requests` is then the most. Else there are `num_requests`. `length_scale`
     multiplies the lengths of a mix. No request has more than `max_len` tokens in all (None: what
     the model's preset allows, if it is known): a longer prompt is cut.
     """
@@ -79,19 +87,18 @@ class LoadPlan:
         if self.duration_s is not None and not 0 < self.duration_s <= 86_400:
             raise UserError("a duration lies above 0 s and within a day")
         if not 1 <= self.count <= MOST_REQUESTS:
-            raise UserError(f"a load has 1 to {MOST_REQUESTS:,} requests, not {self.count:,}")
+            raise CannotPlan(f"a load has 1 to {MOST_REQUESTS:,} requests, not {self.count:,}")
         if self.shared_prefix_len < 0:
             raise UserError("the shared prefix cannot have fewer than 0 tokens")
 
     @property
     def count(self) -> int:
-        """Requests to prepare; with a duration, an open loop drops those due later."""
+        """Requests to prepare; of an open loop with a duration, those expected within it."""
         if self.num_requests is not None:
             return self.num_requests
         if self.rate_req_per_s is None:  # more than a user can have answered: 100 a second
-            return min(MOST_REQUESTS // 10, math.ceil(100 * self.concurrency * self.duration_s))
-        expected = self.rate_req_per_s * self.duration_s
-        return math.ceil(expected + 10 * (1 + self.arrival_cv) * math.sqrt(expected) + 10)
+            return min(MOST_OF_USERS, math.ceil(100 * self.concurrency * self.duration_s))
+        return math.ceil(self.rate_req_per_s * self.duration_s)
 
     def at_rate(self, rate_req_per_s: float, seed: int) -> LoadPlan:
         """The same load at another rate, with prompts of its own: nothing is cached from before."""
@@ -115,13 +122,15 @@ class Prepared:
 def prepare(plan: LoadPlan) -> Prepared:
     """Draw lengths, prompts and arrival times; the same plan always gives the same workload."""
     mix = length_mix(plan)
-    drawn = mix.sample(plan.count, plan.seed)
+    times = None if plan.rate_req_per_s is None else arrival_times(plan)
+    drawn = mix.sample(plan.count if times is None else len(times), plan.seed)
     preset = PRESETS.get(plan.model)
     most = plan.max_len or (preset.max_context_len if preset else None)
     room = math.inf if most is None else most - plan.shared_prefix_len
     if room < 2:
         raise UserError(f"a shared prefix of {plan.shared_prefix_len} tokens leaves no room")
     outputs = [int(min(pair.output_len, room - 1)) for pair in drawn]
+    drawn, outputs = _that_fit_a_trace(plan, drawn, outputs)
     prompts = [
         int(min(pair.prompt_len, room - output))
         for pair, output in zip(drawn, outputs, strict=True)
@@ -141,10 +150,8 @@ def prepare(plan: LoadPlan) -> Prepared:
         workload = with_shared_prefix(workload, vocab, plan.shared_prefix_len, plan.num_prefixes)
     if words:
         workload = in_words(workload, words)
-    if plan.rate_req_per_s is not None:
-        workload = scheduled_at(workload, arrival_times(plan))
-        if plan.duration_s is not None:
-            workload = _until(workload, plan.duration_s)
+    if times is not None:
+        workload = scheduled_at(workload, times)
     return Prepared(workload, texts(workload, tokenizer) if tokenizer else None, mix.name, clipped)
 
 
@@ -165,8 +172,31 @@ def length_mix(plan: LoadPlan) -> lengths.LengthMix:
 
 
 def arrival_times(plan: LoadPlan) -> np.ndarray:
-    """[count] seconds at which requests of an open loop are due, in order."""
-    count, rate, seed = plan.count, plan.rate_req_per_s, plan.seed
+    """Seconds at which requests of an open loop are due, in order: those within `duration_s`."""
+    if plan.duration_s is None:
+        return _first_times(plan, plan.count)
+    # arrivals come in clumps: how many fall into a duration is known when they are drawn
+    most = MOST_REQUESTS + 1 if plan.num_requests is None else plan.num_requests
+    count = min(most, plan.count + 100)
+    times = _first_times(plan, count)
+    while times[-1] < plan.duration_s and count < most:
+        count = min(most, 2 * count)
+        times = _first_times(plan, count)
+    times = times[times < plan.duration_s]
+    rate = f"{plan.rate_req_per_s:.3g} requests/s"
+    if len(times) > MOST_REQUESTS:
+        raise CannotPlan(
+            f"{plan.duration_s:g} s at {rate} are more than {MOST_REQUESTS:,} requests: "
+            "take a shorter duration"
+        )
+    if not len(times):
+        raise CannotPlan(f"no request is due within {plan.duration_s:g} s at {rate}")
+    return times
+
+
+def _first_times(plan: LoadPlan, count: int) -> np.ndarray:
+    """[count] due times; more of them begin with the same ones."""
+    rate, seed = plan.rate_req_per_s, plan.seed
     if plan.arrivals == "constant":
         return constant_times(count, rate)
     if plan.arrivals == "gamma":
@@ -178,13 +208,21 @@ def arrival_times(plan: LoadPlan) -> np.ndarray:
     return poisson_times(count, rate, seed)
 
 
-def _until(workload: Workload, duration_s: float) -> Workload:
-    kept = tuple(spec for spec in workload.requests if spec.scheduled < duration_s)
-    if not kept:
-        raise UserError(
-            f"no request is due within {duration_s:g} s at that rate: take a longer one"
+def _that_fit_a_trace(plan: LoadPlan, drawn: list, outputs: list[int]) -> tuple[list, list[int]]:
+    """All of the requests, where the events of their answers can be saved and read again.
+
+    A closed loop that ends with its duration hardly needs all: it has as many as fit.
+    """
+    events = np.cumsum(np.array(outputs) + EXTRA_EVENTS)
+    if events[-1] <= MAX_EVENTS:
+        return drawn, outputs
+    if plan.concurrency is None or plan.num_requests is not None:
+        raise CannotPlan(
+            f"{len(outputs):,} requests of {np.mean(outputs):.0f} tokens are more than the "
+            f"{MAX_EVENTS:,} events of a trace: take fewer requests, or shorter answers"
         )
-    return Workload(kept, workload.seed)
+    fit = max(1, int(np.searchsorted(events, MAX_EVENTS, "right")))
+    return drawn[:fit], outputs[:fit]
 
 
 def _tokenizer_path(plan: LoadPlan) -> Path:

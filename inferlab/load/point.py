@@ -57,6 +57,16 @@ class LoadPoint:
         span = max(due) - min(due) if due else 0.0
         return (len(due) - 1) / span if span > 0 else None
 
+    @property
+    def ran_out(self) -> bool:
+        """Whether a closed loop had sent all requests that were ready before its duration ended."""
+        plan = self.plan
+        is_timed = plan.concurrency is not None and plan.duration_s is not None
+        if not is_timed or plan.num_requests is not None or self.interrupted:
+            return False
+        last = max((request.sent for request in self.trace.requests), default=0.0)
+        return self.trace.meta["unsent"] == 0 and last < plan.duration_s
+
     def meets(self, goodput_ratio: float) -> bool:
         """Whether at least this share of the requests met every limit of the SLO."""
         if self.summary is None or self.summary.goodput is None:

@@ -28,6 +28,7 @@ def point_report(point: LoadPoint) -> dict[str, Any]:
         "client": point.run.verdict.to_dict(),
         "interrupted": point.interrupted,
         "unsent": meta["unsent"],
+        "ran_out": point.ran_out,
         "short_answers": meta["short_answers"],
         "tokens_from": meta["tokens_from"],
         "usage_disagrees": meta["usage_disagrees"],
@@ -43,6 +44,11 @@ def notes(point: LoadPoint) -> list[str]:
         found.append(f"{counts['failed']} requests failed; the first: {point.first_error()}")
     if meta["unsent"] and point.plan.duration_s is None:
         found.append(f"{meta['unsent']} requests were not sent any more")
+    if point.ran_out:
+        found.append(
+            f"all {meta['client']['sends']} requests that were ready were sent before "
+            f"{point.plan.duration_s:g} s were over: the load ended early"
+        )
     if meta["short_answers"]:
         found.append(f"{meta['short_answers']} answers are shorter than asked for")
     if point.clipped:

@@ -10,10 +10,11 @@ Chapter: chapters/46_serving_under_load.md    Lab: labs/46_serving_under_load.ip
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from inferlab.errors import UserError
+from inferlab.load.plan import CannotPlan
 from inferlab.load.point import LoadPoint
 
 MOST_POINTS = 16
@@ -27,12 +28,14 @@ Measure = Callable[[float, int], LoadPoint]
 @dataclass(frozen=True, slots=True)
 class RateSearch:
     """The points in the order they were made, the highest rate that passed and the lowest that did
-    not; either is None where no point did so. `complete` is False when the search ended early."""
+    not; either is None where no point did so. `complete` is False when the search ended early, and
+    `why` says what ended it."""
 
     points: tuple[LoadPoint, ...]
     passing_req_per_s: float | None
     failing_req_per_s: float | None
     complete: bool
+    why: str = ""
 
 
 def find_max_rate(
@@ -46,8 +49,9 @@ def find_max_rate(
     """Double (or halve) the rate until it fails (passes), then bisect on a logarithmic scale.
 
     Ends when the failing rate is at most `precision_ratio` above the passing one, after
-    `most_points` runs, at an interruption, or at a run that is void twice; and below
-    `lowest_req_per_s`, where requests are alone on the server and more patience changes nothing.
+    `most_points` runs, at an interruption, at a run that is void twice, or at a rate that cannot be
+    planned; and below `lowest_req_per_s`, where requests are alone on the server and more patience
+    changes nothing.
     """
     _check(start_req_per_s, "the first rate")
     if not 0 < goodput_ratio <= 1:
@@ -57,9 +61,17 @@ def find_max_rate(
     points: list[LoadPoint] = []
     low = high = None
     rate = start_req_per_s
+    why = f"after {most_points} runs"
     while len(points) < most_points:
-        point = _trusted(measure, rate, points)
+        try:
+            point = _trusted(measure, rate, points)
+        except CannotPlan as error:
+            if not points:
+                raise
+            why = f"at {rate:.3g} req/s: {error}"
+            break
         if point.interrupted or point.is_void:
+            why = "interrupted" if point.interrupted else f"void twice at {rate:.3g} req/s"
             break
         if point.meets(goodput_ratio):
             low = rate
@@ -72,8 +84,29 @@ def find_max_rate(
         else:
             rate = rate * 2 if high is None else rate / 2
             if rate < lowest_req_per_s:
+                why = f"below {lowest_req_per_s:.3g} req/s, where requests hardly meet each other"
                 break
-    return RateSearch(tuple(points), low, high, False)
+    return RateSearch(tuple(points), low, high, False, why)
+
+
+def ended_search(points: Sequence[LoadPoint], goodput_ratio: float, why: str) -> RateSearch:
+    """What the points of a search say that something from outside has ended."""
+    sound = [point for point in points if not (point.interrupted or point.is_void)]
+    passed = [p.plan.rate_req_per_s for p in sound if p.meets(goodput_ratio)]
+    failed = [p.plan.rate_req_per_s for p in sound if not p.meets(goodput_ratio)]
+    return RateSearch(
+        tuple(points), max(passed, default=None), min(failed, default=None), False, why
+    )
+
+
+def void_points(points: Sequence[LoadPoint]) -> list[LoadPoint]:
+    """Those whose client may not be trusted, and that were not made once more with a better end."""
+    following = [*points[1:], None]
+    return [
+        point
+        for point, after in zip(points, following, strict=True)
+        if point.is_void and not (after and after.plan.rate_req_per_s == point.plan.rate_req_per_s)
+    ]
 
 
 def sweep(
@@ -97,7 +130,12 @@ def sweep(
         return points
     rate = start_req_per_s
     for _ in range(most_points):
-        point = _trusted(measure, rate, points)
+        try:
+            point = _trusted(measure, rate, points)
+        except CannotPlan:
+            if not points:
+                raise
+            break
         if point.interrupted or point.all_failed:
             break
         answered, offered = point.summary.requests_per_s, point.offered_req_per_s

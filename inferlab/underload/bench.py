@@ -57,8 +57,7 @@ class TextRunner:
             for spec in workload.requests
         )
         said = in_words(replace(workload, requests=wrapped), words)
-        done = self.backend.drive(said, prompts=texts(said, self.tokenizer))
-        return BackendRun(done.trace, done.token_ids)
+        return self.backend.run(said, prompts=texts(said, self.tokenizer))
 
 
 @dataclass(frozen=True, slots=True)

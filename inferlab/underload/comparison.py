@@ -20,6 +20,7 @@ from statistics import median
 
 import pandas as pd
 
+from inferlab.backends.http import checked
 from inferlab.client.drive import LoadRun, drive
 from inferlab.client.mock import MockServer
 from inferlab.client.prompts import in_words, open_tokenizer, texts, word_tokens
@@ -35,8 +36,8 @@ from inferlab.workload import RequestSpec, Workload, uniform_batch
 GOAL_RATIO, LIMIT_RATIO = 0.02, 0.05  # of a median of TTFT or of time per token
 COMPARED = {"ttft_s": "TTFT", "tpot_s": "time per token", "itl_s": "gap between chunks"}
 # Every case has its own warm-up, and a tool takes ten seconds to start: a round is long, there are
-# few. What the machine does meanwhile reaches single rounds: a median of five leaves two out.
-STOP = StopRule(min_rounds=5, max_rounds=5, warmup_rounds=0, time_cap_s=900.0)
+# few. What the machine does meanwhile reaches single rounds: a median of seven leaves three out.
+STOP = StopRule(min_rounds=7, max_rounds=7, warmup_rounds=0, time_cap_s=1500.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +72,16 @@ def make_job(
 def our_run(job: Job) -> LoadRun:
     """Our client does the job: closed loop, the peers' texts and fields, its warm-up before.
 
-    MeasurementError when a request failed or had another number of tokens than was asked for.
+    MeasurementError when a request failed or had another number of tokens than was asked for;
+    KeyboardInterrupt after Ctrl-C.
     """
     target = Target(job.url, job.model, extensions=False, options=job.body)
     if job.num_warmup:
         warmup = [job.prompts[index % job.num_requests] for index in range(job.num_warmup)]
-        drive(target, _workload(job, warmup), concurrency=job.concurrency, prompts=warmup)
+        first = _workload(job, warmup)
+        checked(drive(target, first, concurrency=job.concurrency, prompts=warmup))
     workload = _workload(job, job.prompts)
-    run = drive(target, workload, concurrency=job.concurrency, prompts=job.prompts)
+    run = checked(drive(target, workload, concurrency=job.concurrency, prompts=job.prompts))
     wrong = [r for r in run.trace.requests if r.status != "ok" or r.output_tokens != job.output_len]
     if wrong:
         first = wrong[0]

@@ -53,6 +53,7 @@ class RunningServer:
     process: subprocess.Popen = field(repr=False)
     log: Path = field(repr=False)
     scratch: Path = field(repr=False)  # removed with the server
+    _is_stopped: bool = field(default=False, repr=False)
 
     @property
     def pid(self) -> int:
@@ -77,6 +78,8 @@ class RunningServer:
 
     def stop(self, grace_s: float = GRACE_S) -> None:
         """Ask it to end (it drains), end it by force after `grace_s`; twice does no harm."""
+        if self._is_stopped:
+            return  # its number may be another process's by now
         if self.alive:
             self.process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
@@ -84,6 +87,7 @@ class RunningServer:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)  # the server if it did not end, and what it left
         self.process.wait()
+        self._is_stopped = True
         if self.process.stdin:
             self.process.stdin.close()
         shutil.rmtree(self.scratch, ignore_errors=True)

@@ -1,6 +1,5 @@
 """Servers that fail: every request is accounted for, nothing hangs, what came is kept."""
 
-import json
 import os
 import shutil
 import signal
@@ -15,7 +14,6 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))  # client_examples
 from client_examples import requests, scripted
-from hostile import only_error, the_error
 
 from inferlab.client.drive import drive
 from inferlab.client.mock import MockServer
@@ -176,71 +174,51 @@ def test_a_server_behind_tls_and_one_with_a_strangers_certificate(tmp_path, monk
     assert run.trace.meta["arrival_times"] == "read"
 
 
-class Load:
-    """`inferlab load` as a process of its own."""
-
-    def __init__(self, *arguments):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "inferlab", "load", *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def end(self):
-        out, err = self.process.communicate(timeout=60)
-        return self.process.returncode, out, err
-
-
-def test_ctrl_c_saves_what_there_is(mock, tmp_path):
-    path = tmp_path / "partial.jsonl"
-    mock.log()
-    load = Load(
-        "--url", mock.url, "--model", "m", "--rate", 50, "--num-requests", 3000,
-        "--output-len", 8, "--save-trace", path, "--json",
-    )  # fmt: skip
-    seen = 0
-    while seen < 20:  # it is well past its warm-up
-        time.sleep(0.05)
-        seen += len(mock.log())
-    load.process.send_signal(signal.SIGINT)
-    code, out, err = load.end()
-    assert code == 130 and "interrupted" in the_error(err)
-    trace = load_trace(path)
-    assert 0 < len(trace.requests) < 3000 and trace.meta["interrupted"]
-    assert len(trace.requests) + trace.meta["unsent"] == 3000
-    report = json.loads(out)
-    assert report["interrupted"] and report["unsent"] == trace.meta["unsent"]
+EVENT = b'data: {"choices": [{"text": " a", "finish_reason": %s}]}\n\n'
+STREAM = b"HTTP/1.%d 200 OK\r\nContent-Type: text/event-stream\r\n%s\r\n"
+BROKEN = b"HTTP/1.%d 500 no\r\nContent-Type: application/json\r\n%s\r\n"
+DEAD = b'{"error": {"message": "the engine is dead"}}'
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "words"),
+    ("answer", "status", "words"),
     [
-        (("--model", "http-500", "--rate", "50"), 1, "every warm-up request failed"),
-        (("--model", "http-429", "--rate", "50", "--warmup", "0"), 1, "every request failed"),
-        (("--model", "m"), 2, "choose one of --rate"),
-        (("--model", "m", "--rate", "1", "--concurrency", "2"), 2, "not --rate and --concurrency"),
-        (("--model", "m", "--rate", "0"), 2, "rate must be above 0"),
-        (("--model", "m", "--max-rate"), 2, "needs an SLO"),
-        (("--model", "m", "--sweep", "--rates", "1,x"), 2, "--rates needs numbers"),
-        (("--model", "m", "--rate", "1", "--arrivals", "tides"), 2, "unknown arrivals"),
-        (("--model", "m", "--rate", "1", "--lengths", "long"), 2, "unknown lengths"),
-        (("--model", "m", "--rate", "1", "--lengths", "no.csv"), 2, "cannot read no.csv"),
-        (("--model", "m", "--rate", "1", "--api", "chat"), 2, "need a tokenizer"),
-        (("--model", "m", "--rate", "1", "--api", "voice"), 2, "unknown API"),
-        (("--model", "m", "--rate", "1", "--save-trace", "/proc/no/t.jsonl"), 2, "/proc/no"),
-        (("--model", "m", "--rate", "1", "--slo-ttft-ms", "-1"), 2, "above zero"),
-        (("--model", "m", "--rate", "1", "--duration-s", "0.000001"), 2, "no request is due"),
+        (BROKEN % (0, b"") + DEAD, "error", "HTTP 500: the engine is dead"),
+        (BROKEN % (1, b"Connection: close\r\n") + DEAD, "error", "HTTP 500: the engine is dead"),
+        (BROKEN % (0, b""), "error", "HTTP 500: "),
+        (BROKEN % (1, b"Content-Length: 99\r\n") + b"cut sho", "error", "HTTP 500: cut sho"),
+        (STREAM % (0, b"") + EVENT % b'"length"', "ok", ""),
+        (STREAM % (1, b"") + EVENT % b"null" + b"data: [DONE]\n\n", "ok", ""),
+        (STREAM % (0, b"") + EVENT % b"null", "error", "without a finish_reason and without"),
+        (STREAM % (0, b"") + EVENT[:30], "error", "the stream ended within a chunk"),
+        (STREAM % (1, b"Content-Length: 999\r\n") + EVENT % b'"stop"', "error", "lost mid-stream"),
+        (b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\n\r\nhi", "error", "no stream but one"),
     ],
 )  # fmt: skip
-def test_load_fails_in_one_line(mock, call, arguments, code, words):
-    got, out, err = call("load", "--url", mock.url, "--num-requests", 3, *arguments)
-    assert got == code and words in the_error(err), err
-    if code == 2:
-        assert out == "" and only_error(err)
+def test_an_answer_that_ends_with_its_connection(answer, status, words):
+    def play(connection, number):
+        connection.recv(65536)
+        connection.sendall(answer)
+
+    with scripted(play) as url:
+        run = drive(Target(url, "m", timeout_s=5), requests(1, 1))
+    request = run.trace.requests[0]
+    assert request.status == status and words in (request.error or ""), request.error
 
 
-def test_a_url_that_is_none(call):
-    for url in ("localhost:8000", "http://", "file:///etc/passwd", "http://h\n"):
-        code, out, err = call("load", "--url", url, "--model", "m", "--rate", 1)
-        assert (code, out) == (2, "") and "no address of a server" in only_error(err)
+def test_an_answer_that_switches_protocols_costs_no_other_request():
+    def play(connection, number):
+        connection.recv(65536)
+        if number == 1:
+            connection.sendall(
+                b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
+            )
+            connection.recv(65536)
+        else:
+            connection.sendall(STREAM % (0, b"") + EVENT % b'"length"')
+
+    with scripted(play) as url:
+        run = drive(Target(url, "m", timeout_s=3), requests(6, 1, 20.0))
+    bad = [r for r in run.trace.requests if r.status != "ok"]
+    assert len(run.trace.requests) == 6 and [r.status for r in bad] == ["error"]
+    assert "HTTP 101" in bad[0].error

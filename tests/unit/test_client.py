@@ -6,6 +6,7 @@ import pytest
 from client_examples import requests, scripted
 
 from inferlab.backends import load_backend
+from inferlab.client.connections import allow_connections
 from inferlab.client.drive import drive
 from inferlab.client.mock import MockServer
 from inferlab.client.target import Target
@@ -163,3 +164,32 @@ def test_the_http_backend(mock):
 def test_impossible_runs_are_refused(options, words):
     with pytest.raises(UserError, match=words):
         drive(Target("http://127.0.0.1:1", "m"), requests(2), **options)
+
+
+def test_an_address_that_cannot_be_looked_up_is_none():
+    for host in ("a..b", "x" * 64, "a.." + "b" * 70):
+        with pytest.raises(UserError, match="no address of a server"):
+            Target(f"http://{host}", "m")
+    assert Target("http://[::1]:8000", "m").host == "::1"
+
+
+@pytest.fixture
+def few_files():
+    """The soft limit of open files, lowered for a while."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, before[1]))
+    yield lambda: resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_more_streams_than_the_soft_limit_of_files(mock, few_files):
+    run = drive(Target(mock.url, "m"), requests(150, 40), concurrency=150)
+    assert {r.status for r in run.trace.requests} == {"ok"}
+    soft, hard = few_files()
+    assert 150 < soft <= hard
+    allow_connections(10)
+    assert few_files() == (soft, hard)  # never lowered
+    allow_connections(10**9)
+    assert few_files() == (hard, hard)

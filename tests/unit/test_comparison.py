@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -58,7 +60,26 @@ def test_our_client_does_the_job(server):
 def test_a_failed_request_voids_the_comparison(server):
     broken = ServerUnderTest("mock", server.url, "http-500", server.tokenizer)
     job = make_job(broken, prompt_len=12, output_len=4, num_requests=2)
-    with pytest.raises(MeasurementError, match="2 of 2 answers do not count: r0000 is error"):
+    with pytest.raises(MeasurementError, match="every request failed; the first: HTTP 500"):
+        our_run(job)
+    short = ServerUnderTest("mock", server.url, "die-mid-stream", server.tokenizer)
+    one_bad = dataclasses.replace(make_job(short, 12, 4, 2), num_warmup=0, model="mock")
+    with (
+        MockServer(ttft_s=0.01, itl_s=0.005, fault="die-mid-stream", fault_every=2) as broken,
+        pytest.raises(MeasurementError, match="1 of 2 answers do not count: r0001 is error"),
+    ):
+        our_run(dataclasses.replace(one_bad, url=broken.url))
+
+
+def test_ctrl_c_is_no_answer_that_does_not_count(server, monkeypatch):
+    job = make_job(server, prompt_len=12, output_len=4, num_requests=2)
+    drive = comparison.drive
+
+    def interrupted(*arguments, **more):
+        return dataclasses.replace(drive(*arguments, **more), interrupted=True)
+
+    monkeypatch.setattr(comparison, "drive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         our_run(job)
 
 

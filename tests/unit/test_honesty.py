@@ -8,12 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 
+from inferlab.client import answer
+from inferlab.client import calibrate as calibration
 from inferlab.client.calibrate import CalibrationPoint, Errors, calibrate, errors_against
+from inferlab.client.drive import drive
 from inferlab.client.honesty import Limits, Watch, judge, undisturbed
 from inferlab.client.mock import Log, MockServer
 from inferlab.client.sockets import PreciseLoop, WallClock
+from inferlab.client.target import Target
 from inferlab.errors import MeasurementError, UserError
 from inferlab.trace import Request, Trace
+from inferlab.workload import uniform_batch
 
 CALM = SimpleNamespace(lags_s=[0.0001] * 100, cpu_ratios=[0.1, 0.2])
 
@@ -50,6 +55,81 @@ def test_a_busy_client_is_void():
 def test_idle_users_and_a_clock_that_was_set_are_void():
     assert "idle for 2.0%" in verdict(idle_ratio=0.02).reasons[0]
     assert "clock was set" in verdict(clock_steps=1).reasons[0]
+
+
+def test_lag_is_void_where_it_bends_arrival_times():
+    lagging = SimpleNamespace(lags_s=[0.0001] * 97 + [0.03] * 3, cpu_ratios=[])
+    assert "stamped when they are read" in verdict(watch=lagging).reasons[0]
+    assert verdict(watch=lagging, stamped_gap_s=0.05).valid  # the kernel's stamps stand
+    assert "share a stamp" in verdict(watch=lagging, stamped_gap_s=0.02).reasons[0]
+    assert verdict(watch=lagging, stamped_gap_s=float("inf")).valid  # one chunk an answer
+    few = SimpleNamespace(lags_s=[0.0001] * 99 + [0.03], cpu_ratios=[])
+    assert verdict(watch=few).valid
+    short = SimpleNamespace(lags_s=[0.0001] * 9 + [0.03], cpu_ratios=[])
+    assert verdict(watch=short).valid  # one is no share
+
+
+def hold_up(monkeypatch, wait):
+    """Make the client take long over each chunk."""
+    read = answer.read_chunk
+
+    def slow(data):
+        wait()
+        return read(data)
+
+    monkeypatch.setattr(answer, "read_chunk", slow)
+
+
+def spin():
+    """1.5 ms of a core."""
+    end = time.thread_time() + 1.5e-3
+    while time.thread_time() < end:
+        pass
+
+
+def test_a_run_whose_reads_lag_is_void_and_one_with_stamps_is_not(monkeypatch):
+    hold_up(monkeypatch, lambda: time.sleep(0.01))
+    reasons = {}
+    for stamps, itl_s in ((False, 0.1), (True, 0.1), (True, 0.002)):
+        with MockServer(ttft_s=0.05, itl_s=itl_s) as server:
+            run = drive(
+                Target(server.url, "m"), uniform_batch(100, 4, 4, 8), concurrency=4,
+                kernel_stamps=stamps,
+            )  # fmt: skip
+        reasons[stamps, itl_s] = " ".join(run.verdict.reasons)
+        assert run.verdict.lag_p99_s > 0.004
+    assert "stamped when they are read" in reasons[False, 0.1]
+    assert "stamp" not in reasons[True, 0.1]
+    assert "share a stamp" in reasons[True, 0.002]
+
+
+def test_a_client_without_a_core_to_itself_voids_its_run(monkeypatch):
+    hold_up(monkeypatch, spin)
+    with MockServer(ttft_s=0.01, itl_s=0.01) as server:
+        run = drive(Target(server.url, "m"), uniform_batch(100, 12, 4, 100), concurrency=12)
+    assert {request.status for request in run.trace.requests} == {"ok"}
+    assert any("of a core" in reason for reason in run.verdict.reasons), run.verdict
+
+
+def test_users_are_idle_from_the_arrival_of_the_last_bytes(monkeypatch):
+    hold_up(monkeypatch, lambda: time.sleep(0.02))  # an answer of a token has three chunks
+    with MockServer(ttft_s=0.04, itl_s=0.01) as server:
+        run = drive(Target(server.url, "m"), uniform_batch(100, 6, 4, 1), concurrency=1)
+    assert run.verdict.idle_ratio > 0.2
+    assert "users were idle" in run.verdict.reasons[0]
+
+
+def test_users_without_a_request_do_not_hide_the_idle_ones(monkeypatch):
+    hold_up(monkeypatch, lambda: time.sleep(0.02))
+    from inferlab.client.drive import _Driver
+
+    seen = []
+    record = _Driver.record
+    monkeypatch.setattr(_Driver, "record", lambda self: seen.append(record(self)) or seen[-1])
+    with MockServer(ttft_s=0.04, itl_s=0.01) as server:
+        run = drive(Target(server.url, "m"), uniform_batch(100, 2, 4, 1), concurrency=500)
+    assert seen[0].waiting_s == pytest.approx(0.1, abs=0.06)  # of two users, not of five hundred
+    assert run.verdict.idle_ratio == seen[0].idle_s / (seen[0].idle_s + seen[0].waiting_s)
 
 
 def test_a_client_that_cannot_keep_up_says_so():
@@ -113,6 +193,45 @@ def test_the_clients_times_are_those_of_the_servers_log():
     assert point.ttft.median_s < 0.5e-3 and point.itl.median_s < 0.5e-3
     assert set(point.metrics()) >= {"ttft_error_median_s", "itl_error_median_s", "events_per_s"}
     assert point.to_dict()["streams"] == 8
+
+
+def test_200_streams_at_once_are_within_the_bounds():
+    for _ in range(2):  # the machine is not this test's alone
+        point = calibrate(streams=200, requests=600)
+        if point.within_bounds:
+            break
+    assert point.ttft.count == 600 and point.ttft.p99_s is not None
+    assert point.ttft.median_s <= 1e-3 and point.itl.median_s <= 1e-3, point
+    assert point.ttft.p99_s <= 2e-3 and point.itl.p99_s <= 2e-3, point
+    assert point.valid
+
+
+@pytest.mark.parametrize(
+    ("fifth", "best"),
+    [
+        ({}, 8000.0),
+        ({"valid": False}, 4000.0),
+        ({"ttft": Errors(500, 2e-3, 3e-3, 5e-3)}, 4000.0),
+        ({"events_per_s": 5000.0}, 4000.0),  # the mock server fell behind
+    ],
+)
+def test_the_capacity_is_the_last_rate_before_the_first_bad_one(monkeypatch, fifth, best):
+    asked = []
+
+    def point(streams, itl_s, output_len):
+        rate = streams / itl_s
+        asked.append(rate)
+        assert output_len == pytest.approx(1.5 / itl_s, abs=1)
+        good = Errors(500, 1e-5, 1e-4, 5e-3)
+        seen = {"events_per_s": rate, "ttft": good, "valid": True}
+        seen |= fifth if rate > 7000 else {}
+        return CalibrationPoint(streams, rate, itl=good, cpu_ratio=0.1, late_ratio=0.0, **seen)
+
+    monkeypatch.setattr(calibration, "calibrate", point)
+    found = calibration.find_capacity(20, (2000, 4000, 8000))
+    assert found.events_per_s == pytest.approx(best) and len(found.points) == 3
+    found = calibration.find_capacity(20, (9000,))
+    assert (found.events_per_s is None) == bool(fifth)
 
 
 def test_errors_are_signed_differences_from_the_log():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from inferlab.errors import UserError
-from inferlab.load.plan import ARRIVALS, LoadPlan, arrival_times, prepare
+from inferlab.load import plan as planning
+from inferlab.load.plan import ARRIVALS, CannotPlan, LoadPlan, arrival_times, prepare
 
 
 def plan(**changes):
@@ -42,6 +43,42 @@ def test_a_duration_keeps_what_is_due_by_then():
     assert timed.requests[-1].scheduled < 5.0 and 25 < timed.batch_size < 80
     closed = plan(rate_req_per_s=None, concurrency=2, num_requests=None, duration_s=1.0)
     assert prepare(closed).workload.batch_size == 200
+
+
+@pytest.mark.parametrize("arrivals", ARRIVALS)
+def test_arrivals_do_not_end_before_the_duration(arrivals):
+    for seed in range(20):
+        timed = plan(
+            arrivals=arrivals, num_requests=None, duration_s=60.0, rate_req_per_s=100.0,
+            arrival_cv=4.0, seed=seed,
+        )  # fmt: skip
+        times = arrival_times(timed)
+        # the same draws, more of them: nothing is missing before the end
+        many = arrival_times(plan(
+            arrivals=arrivals, num_requests=100_000, rate_req_per_s=100.0, arrival_cv=4.0,
+            seed=seed,
+        ))  # fmt: skip
+        assert times.tolist() == many[many < 60.0].tolist()
+
+
+def test_a_duration_of_bursts_with_more_requests_than_one_load_has():
+    with pytest.raises(CannotPlan, match="60 s at 1.66e.03 requests/s are more than 100,000"):
+        for seed in range(9):
+            arrival_times(plan(
+                arrivals="bursts", num_requests=None, duration_s=60.0, rate_req_per_s=1660.0,
+                seed=seed,
+            ))  # fmt: skip
+    with pytest.raises(CannotPlan, match="1 to 100,000 requests, not 102,000"):
+        plan(num_requests=None, duration_s=60.0, rate_req_per_s=1700.0)
+
+
+def test_no_more_events_than_a_trace_may_hold(monkeypatch):
+    with pytest.raises(CannotPlan, match="100,000 requests of 64 tokens are more than the 5,000,0"):
+        prepare(plan(num_requests=100_000))
+    monkeypatch.setattr(planning, "MAX_EVENTS", 100)
+    closed = plan(rate_req_per_s=None, concurrency=2, num_requests=None, duration_s=1.0)
+    assert prepare(closed).workload.batch_size == 1  # 66 events each
+    assert prepare(plan(num_requests=10, output_len=8)).workload.batch_size == 10
 
 
 @pytest.mark.parametrize("lengths", ["lognormal", "azure-conv", "azure-code"])

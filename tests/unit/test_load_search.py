@@ -5,14 +5,17 @@ from types import SimpleNamespace
 import pytest
 
 from inferlab.errors import UserError
-from inferlab.load.search import find_max_rate, sweep
+from inferlab.load.plan import CannotPlan
+from inferlab.load.search import ended_search, find_max_rate, sweep
 
 
-def server(limit, void=(), stop=None):
+def server(limit, void=(), stop=None, most=float("inf")):
     """Points of a server that meets its SLO up to `limit`; calls are (rate, seed offset)."""
     calls = []
 
     def measure(rate, offset):
+        if rate > most:
+            raise CannotPlan("too many requests")
         calls.append((rate, offset))
         return SimpleNamespace(
             interrupted=len(calls) == stop,
@@ -21,6 +24,7 @@ def server(limit, void=(), stop=None):
             offered_req_per_s=rate,
             summary=SimpleNamespace(requests_per_s=min(rate, limit)),
             meets=lambda ratio: rate <= limit,
+            plan=SimpleNamespace(rate_req_per_s=rate),
         )
 
     return measure, calls
@@ -54,6 +58,24 @@ def test_a_search_ends_and_says_how():
     assert (found.passing_req_per_s, found.failing_req_per_s, len(calls)) == (None, 0.5, 2)
     measure, calls = server(10.0, stop=2)
     assert not find_max_rate(measure, 1.0, 0.9).complete and len(calls) == 2
+
+
+def test_a_rate_that_cannot_be_planned_ends_it_with_what_there_is():
+    found = find_max_rate(server(1e9, most=5.0)[0], 2.0, 0.9)
+    assert (found.passing_req_per_s, found.complete) == (4.0, False)
+    assert found.why == "at 8 req/s: too many requests"
+    assert len(sweep(server(1e9, most=5.0)[0], 2.0)) == 2
+    for wrong in (lambda m: find_max_rate(m, 6.0, 0.9), lambda m: sweep(m, 6.0)):
+        with pytest.raises(CannotPlan):  # not even the first
+            wrong(server(1e9, most=5.0)[0])
+
+
+def test_the_points_of_a_search_that_was_ended_say_where_it_was():
+    measure, _ = server(5.0, void=(3,))
+    points = [measure(rate, 0) for rate in (2.0, 4.0, 6.0, 8.0)]  # 6 is void
+    found = ended_search(points, 0.9, "interrupted")
+    assert (found.passing_req_per_s, found.failing_req_per_s) == (4.0, 8.0)
+    assert (found.complete, found.why) == (False, "interrupted")
 
 
 def test_a_sweep_doubles_until_the_server_falls_behind():

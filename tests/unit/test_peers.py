@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -192,3 +193,21 @@ def test_the_script_checks_and_removes(environments, capsys):
     assert "no load generator is installed" in capsys.readouterr().err
     assert script.main(["install", "wrk"]) == 2
     assert "unknown load generator 'wrk'" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_no_half_environment(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("INFERLAB_PEERS", str(tmp_path / "peers"))
+    monkeypatch.setattr(script, "has_nvidia_driver", lambda: False)
+
+    def run(words):
+        if "venv" not in words:
+            raise KeyboardInterrupt
+        python = python_of("vllm")
+        python.parent.mkdir(parents=True)
+        python.symlink_to(sys.executable)
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(script.subprocess, "run", run)
+    assert script.main(["install", "vllm"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+    assert not python_of("vllm").parent.parent.exists()

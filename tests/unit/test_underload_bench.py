@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import http.server
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from record_examples import manifest, samples
 from test_paged import decoder_of
 
 from inferlab.backends.base import BackendRun
+from inferlab.backends.http import HttpBackend
+from inferlab.client.result import LoadRun
 from inferlab.errors import MeasurementError, UserError
 from inferlab.lengths import constant
 from inferlab.metrics import SLO
@@ -176,6 +179,48 @@ def test_the_cache_takes_what_is_free_beside_the_weights():
     beyond = dataclasses.replace(huge, num_layers=40_000)
     with pytest.raises(UserError, match="does not fit"):
         crowd.cache_room(beyond, "bfloat16", "cpu", 1000)
+
+
+@pytest.fixture
+def texting():
+    """A TextRunner whose backend answers with the run that the test sets."""
+    answers = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Backend(HttpBackend):
+        def drive(self, workload, prompts=None):
+            assert len(prompts) == len(workload.requests)
+            return answers[0]
+
+    class Words:
+        def get_vocab(self, with_added_tokens):
+            return {"Ġ" + "abcdefghij"[n // 10] + "klmnopqrst"[n % 10]: n for n in range(100)}
+
+        def decode(self, ids, skip_special_tokens):
+            return " x" * len(ids)
+
+        def encode(self, text, add_special_tokens):
+            return SimpleNamespace(ids=text.split())
+
+    return bench.TextRunner(Backend("http://127.0.0.1:1", "m", is_strict=True), Words()), answers
+
+
+def test_runs_with_text_are_checked_as_runs_with_token_ids_are(texting):
+    runner, answers = texting
+    trace = Emulated().run(work(2)).trace
+    sound = SimpleNamespace(valid=True, reasons=())
+    answers[:] = [LoadRun(trace, [[]], [""], sound)]
+    assert runner.run(work(2)).trace is trace
+    answers[:] = [LoadRun(trace, [[]], [""], SimpleNamespace(valid=False, reasons=("late",)))]
+    with pytest.raises(MeasurementError, match="void: late"):
+        runner.run(work(2))
+    answers[:] = [LoadRun(trace, [[]], [""], sound, interrupted=True)]
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(work(2))
+    failed = Trace((Request("a", 0.0, 0.0, 3, (), "error", "HTTP 500: no"),))
+    answers[:] = [LoadRun(failed, [[]], [""], sound)]
+    with pytest.raises(MeasurementError, match="every request failed; the first: HTTP 500"):
+        runner.run(work(2))
 
 
 def test_a_calibration_reports_errors_in_seconds():
