@@ -10,6 +10,9 @@ from inferlab.cli.output import print_note
 
 def serve(
     model: Annotated[str, typer.Option(help="A preset, such as smollm2-135m.")] = "smollm2-135m",
+    served_model_name: Annotated[
+        str | None, typer.Option(help="What requests call it, where that is not the preset.")
+    ] = None,
     weights: Annotated[str, typer.Option(help="real, or random: the shape only.")] = "real",
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the profile's.")] = "auto",
@@ -60,7 +63,7 @@ def serve(
         max_num_seqs=max_num_seqs, cache_tokens=cache_tokens, block_size=block_size,
         chunk_size=chunk_size, max_num_batched_tokens=max_num_batched_tokens,
         prefix_cache=prefix_cache, max_waiting=max_waiting, policy=policy, step=step,
-        threads=threads,
+        threads=threads, served_model_name=served_model_name,
     )  # fmt: skip
     serve_model(options, ready=_ready, warn=print_note)
 

@@ -73,7 +73,7 @@ def create_app(
     app.add_route("/v1/completions", handler.completions, methods=["POST"])
     app.add_route("/v1/chat/completions", handler.chat, methods=["POST"])
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> Response:
         if worker.failure is not None or worker.draining:
             state = "failed" if worker.failure is not None else "draining"

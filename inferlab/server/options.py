@@ -36,6 +36,7 @@ class ServeOptions:
     policy: str = "continuous"
     step: str = "eager"
     threads: int | None = None
+    served_model_name: str | None = None  # what requests call it; the preset's name if None
 
 
 def check_options(options: ServeOptions) -> ModelConfig:

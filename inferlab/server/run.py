@@ -48,8 +48,9 @@ def serve(options: ServeOptions, ready: Callable[[str], None], warn: Callable[[s
             stats = engine.wait_ready()
             room = stats.num_blocks * options.block_size
             model = ServedModel(
-                config.name, config.vocab_size, min(config.max_context_len, room), codec
-            )
+                options.served_model_name or config.name, config.vocab_size,
+                min(config.max_context_len, room), codec,
+            )  # fmt: skip
             worker = EngineWorker(
                 engine.line,
                 stats,

@@ -1,7 +1,10 @@
-"""Fixtures of the fault tests: the command line in this process, and a small book to run it in."""
+"""Fixtures of the fault tests: the command line in this process, a server in another, a book."""
+
+import subprocess
+import sys
 
 import pytest
-from hostile import Book
+from hostile import ROOT, Book
 
 
 @pytest.fixture(autouse=True)
@@ -29,3 +32,18 @@ def call(capsys):
 def book(tmp_path) -> Book:
     (tmp_path / "book").mkdir()
     return Book(tmp_path / "book", tmp_path / "log")
+
+
+@pytest.fixture
+def process(request):
+    """A server as a process of its own, of the scripted engine or the tiny one: (process, port)."""
+    kind = getattr(request, "param", "scripted")
+    command = [sys.executable, str(ROOT / "tests" / "unit" / "server_examples.py"), kind]
+    one = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    line = one.stdout.readline()
+    assert line.startswith("serving tiny at http://127.0.0.1:"), one.communicate(timeout=5)
+    yield one, int(line.rpartition(":")[2])
+    one.kill()
+    one.communicate()

@@ -1,5 +1,6 @@
-"""What the fault tests share: judging an error line, and a small book with its command line."""
+"""What the fault tests share: judging an error line, a served model, a small book to run."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,3 +96,20 @@ class Book:
     def ran(self, name: str) -> int:
         """How many times the lab ran this case, over all its processes."""
         return (self.log / "log").read_text().split().count(name)
+
+
+@contextlib.contextmanager
+def served(*arguments, **options):
+    """(process, the line it prints when it is ready) of `inferlab serve`; killed at the end."""
+    command = [sys.executable, "-m", "inferlab", "serve", "--port", "0", "--threads", "1",
+               "--cache-tokens", "1024", *arguments]  # fmt: skip
+    one = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, **options
+    )
+    try:
+        yield one, one.stdout.readline()
+    finally:
+        if one.poll() is None:
+            for process in [*psutil.Process(one.pid).children(), one]:
+                process.kill()
+            one.communicate()

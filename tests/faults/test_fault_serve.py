@@ -1,44 +1,20 @@
-"""A server as a process: what signals do to it, whether it grows, and what its command refuses.
+"""A server as a process: what signals do to it, and what its command refuses."""
 
-INFERLAB_SOAK_S=600 makes the run under mixed load as long as it should be before a release.
-"""
-
-import concurrent.futures
-import contextlib
 import http.client
 import importlib.util
 import json
 import os
-import random
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import psutil
 import pytest
-from hostile import ROOT, only_error
-from server_examples import http_post, open_stream, rest_of, status_and_error
+from hostile import ROOT, only_error, served
+from server_examples import http_post, metrics_page, open_stream, rest_of, status_and_error
 
 pytestmark = pytest.mark.timeout(120)
-SOAK_S = float(os.environ.get("INFERLAB_SOAK_S", "20"))
 ANYWHERE = "0.0.0.0"  # noqa: S104 - named, and for a moment listened on, to see the warning
-
-
-@pytest.fixture
-def process(request):
-    """A server as a process of its own, of the scripted engine or the tiny one: (process, port)."""
-    kind = getattr(request, "param", "scripted")
-    command = [sys.executable, str(ROOT / "tests" / "unit" / "server_examples.py"), kind]
-    one = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    line = one.stdout.readline()
-    assert line.startswith("serving tiny at http://127.0.0.1:"), one.communicate(timeout=5)
-    yield one, int(line.rpartition(":")[2])
-    one.kill()
-    one.communicate()
 
 
 def test_sigterm_lets_answers_finish_and_takes_no_new_ones(process):
@@ -92,75 +68,6 @@ def test_clients_that_hang_up_while_they_send_are_no_news(process):
     assert one.wait(20) == 0 and one.stderr.read() == ""
 
 
-# Mixed load
-
-
-def one_of_all_kinds(port, dice):
-    """A request of some kind; its status, or how its client behaved."""
-    kind = dice.choice(("stream", "whole", "gone", "bad", "slow", "chat", "unknown"))
-    shared = [7] * dice.choice((0, 20, 40))  # so that prefixes are found again
-    prompt = shared + [dice.randrange(61) for _ in range(dice.randrange(1, 20))]
-    body = {"model": "other" if kind == "unknown" else "tiny", "prompt": prompt,
-            "max_tokens": -1 if kind == "bad" else dice.randrange(1, 60),
-            "stream": kind in ("stream", "slow", "gone")}  # fmt: skip
-    path = "/v1/completions"
-    if kind == "chat":
-        path = "/v1/chat/completions"
-        content = " ".join(map(str, body.pop("prompt")))
-        body["messages"] = [{"role": "user", "content": content}]
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as raw:
-        raw.sendall(http_post(path, json.dumps(body).encode()))
-        if kind == "gone":
-            time.sleep(dice.random() / 50)
-            return kind
-        if kind == "slow":
-            time.sleep(dice.random() / 10)
-        response = http.client.HTTPResponse(raw)
-        response.begin()
-        content = response.read()
-        assert b'"server_error"' not in content
-        assert response.status != 200 or kind not in ("stream", "slow") or b"[DONE]" in content
-        return response.status
-
-
-@pytest.mark.parametrize("process", ["tiny"], indirect=True)
-@pytest.mark.timeout(2 * SOAK_S + 100)
-def test_mixed_load_does_not_make_memory_grow(process):
-    one, port = process
-    watched, until = psutil.Process(one.pid), time.monotonic() + SOAK_S
-    outcomes = []
-
-    def client(seed):
-        dice = random.Random(seed)  # noqa: S311
-        while time.monotonic() < until:
-            outcomes.append(one_of_all_kinds(port, dice))
-
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        clients = [pool.submit(client, seed) for seed in range(16)]
-        time.sleep(SOAK_S / 2)
-        early_bytes, early_count = watched.memory_info().rss, len(outcomes)
-        for each in clients:
-            each.result()
-    grown_bytes, count = watched.memory_info().rss - early_bytes, len(outcomes) - early_count
-    assert set(outcomes) == {200, 400, 404, 429, "gone"}
-    page = metrics_page(port)
-    for name in ("running", "waiting"):
-        assert f'inferlab:num_requests_{name}{{model_name="tiny"}} 0.0' in page
-    assert grown_bytes < 8e6, f"{grown_bytes / 1e6:.1f} MB more after {count} requests more"
-    one.send_signal(signal.SIGTERM)
-    assert one.wait(20) == 0
-
-
-def metrics_page(port):
-    """/metrics, once the engine has heard of the last client that hung up."""
-    time.sleep(0.3)
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    connection.request("GET", "/metrics")
-    page = connection.getresponse().read().decode()
-    connection.close()
-    return page
-
-
 # The command line
 
 
@@ -203,34 +110,17 @@ def test_a_taken_port_is_said_before_the_model_is_loaded(call):
     assert code == 2 and "is another server there?" in only_error(err)
 
 
-@contextlib.contextmanager
-def served(*arguments, **options):
-    """(process, the line it prints when it is ready) of `inferlab serve`; killed at the end."""
-    command = [sys.executable, "-m", "inferlab", "serve", "--port", "0", "--threads", "1",
-               "--cache-tokens", "1024", *arguments]  # fmt: skip
-    one = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, **options
-    )
-    try:
-        yield one, one.stdout.readline()
-    finally:
-        if one.poll() is None:
-            for process in [*psutil.Process(one.pid).children(), one]:
-                process.kill()
-            one.communicate()
-
-
 def test_the_command_serves_the_model_and_ends_with_0():
-    with served("--host", ANYWHERE) as (one, line):
+    with served("--host", ANYWHERE, "--served-model-name", "mine") as (one, line):
         port = int(line.rpartition(":")[2])
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        body = {"model": "smollm2-135m", "prompt": "The capital of France is", "max_tokens": 3}
+        body = {"model": "mine", "prompt": "The capital of France is", "max_tokens": 3}
         connection.request("POST", "/v1/completions", json.dumps(body | {"temperature": 0}))
         answer = connection.getresponse().read()
         connection.close()
         one.send_signal(signal.SIGTERM)
         out, err = one.communicate(timeout=30)
-    assert line == f"serving smollm2-135m at http://0.0.0.0:{port}\n"
+    assert line == f"serving mine at http://0.0.0.0:{port}\n"
     assert json.loads(answer)["choices"][0]["text"].startswith(" Paris"), answer
     assert one.returncode == 0 and out == ""
     assert err.startswith("0.0.0.0 is not the loopback") and err.count("\n") == 1

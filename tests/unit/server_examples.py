@@ -269,5 +269,15 @@ def main(kind: str) -> None:
             sys.exit(error.exit_code)
 
 
+def metrics_page(port):
+    """/metrics, once the engine has heard of the last client that hung up."""
+    time.sleep(0.3)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("GET", "/metrics")
+    page = connection.getresponse().read().decode()
+    connection.close()
+    return page
+
+
 if __name__ == "__main__":
     main(sys.argv[1])

@@ -8,8 +8,11 @@ from inferlab.claims.batching import batching_trades_latency
 from inferlab.records import CaseInfo, Record
 
 
-def record(frontier, loads):
-    """Frontier {batch: (tok/s, TPOT)}; loads {load: (E2E none, E2E dynamic, busy dynamic)}."""
+def record(frontier, loads, batch=None):
+    """Frontier {batch: (tok/s, TPOT)}; loads {load: (E2E none, E2E dynamic, busy dynamic)}.
+
+    `batch`: load -> requests of a dynamic batch.
+    """
     cases, rows = {}, []
 
     def add(name, params, block, **metrics):
@@ -27,7 +30,9 @@ def record(frontier, loads):
         same = {"phase": "load", "load": load, "model": "m", "lengths": "equal"}
         for policy, latency, cost in (("none", alone, 1.0), ("dynamic", batched, busy)):
             params = same | {"policy": policy, "max_wait_s": 0.0}
-            add(f"{load}/{policy}", params, f"load/{load}", e2e_s=latency, busy_per_request_s=cost)
+            more = {"num_batched": batch[load]} if batch and policy == "dynamic" else {}
+            add(f"{load}/{policy}", params, f"load/{load}", e2e_s=latency, busy_per_request_s=cost,
+                **more)  # fmt: skip
     return Record(manifest(cases=cases), samples(rows))
 
 
@@ -62,6 +67,14 @@ def test_from_a_load_on_means_at_all_higher_ones_too():
     assert "from load 2.00 on" in batching_trades_latency(record(FRONTIER, dip)).where
     risen = {0.3: (0.2, 0.1, 0.9), 2.0: (0.1, 0.2, 0.4)}
     assert "lowers latency" not in batching_trades_latency(record(FRONTIER, risen)).where
+
+
+def test_a_load_without_batches_decides_nothing():
+    lone = record(FRONTIER, {0.3: (0.2, 0.1, 0.9), 2.0: (1.0, 0.2, 0.4)}, batch={0.3: 1.02, 2.0: 4})
+    found = batching_trades_latency(lone)
+    assert "at load 0.300 batches hold one request" in found.where
+    assert "from load 2.00 on" in found.where
+    assert not any("load 0.300" in name for name in found.evidence)
 
 
 def test_the_ledger_names_it():

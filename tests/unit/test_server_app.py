@@ -29,6 +29,7 @@ def test_the_line_says_where(server):
 
 def test_health_models_metrics(server):
     assert server.get("/health").json() == {"status": "ok"}
+    assert CLIENT.head(server.url + "/health").status_code == 200  # as load balancers ask
     card = server.get("/v1/models").json()["data"][0]
     assert (card["id"], card["object"], card["max_model_len"]) == ("tiny", "model", 128)
     assert server.get("/v1/models/tiny").json() == card
