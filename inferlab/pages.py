@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from html import escape
 from typing import Any
 
 import pandas as pd
@@ -26,8 +27,6 @@ _STATISTIC = re.compile(r"_(mean|max|p\d+)_")
 
 def html_table(table: pd.DataFrame, caption: str = "") -> Any:
     """`table` as an escaped HTML table for a page; numbers stand to the right, text to the left."""
-    from html import escape
-
     from IPython.display import HTML
 
     def cell(tag: str, column: str, value: Any) -> str:
@@ -59,8 +58,6 @@ def checks_table(records: Sequence[Record]) -> Any:
 
 def note(text: str) -> Any:
     """A sentence of a page that depends on the records; escaped."""
-    from html import escape
-
     from IPython.display import HTML
 
     return HTML(f"<p>{escape(text)}</p>")
@@ -75,8 +72,7 @@ def ratio_interval(found: Estimate, digits: int = 3) -> str:
 
 
 def by_device(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Records of each device, CPUs after GPUs, labs in order; a published record stands for a
-    device's facts when there is one."""
+    """Records of each device, CPUs after GPUs, labs in order."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.manifest.device, []).append(record)
@@ -174,9 +170,8 @@ def prediction_summary(records: Sequence[Record]) -> pd.DataFrame:
     rows = []
     for record in records:
         found = predictions(record)
-        known = set(found["metric"])
         for metric, group in found.groupby("metric", sort=False):
-            if _STATISTIC.sub("_median_", metric) in known - {metric}:
+            if _STATISTIC.sub("_median_", metric) in set(found["metric"]) - {metric}:
                 continue
             rows.append(
                 {
@@ -302,5 +297,4 @@ def landing_figure(records: Sequence[Record]) -> tuple[Any, str]:
     ax.set(xlabel="predicted (ms), log scale", ylabel="measured (ms), log scale")
     ax.legend(fontsize=10, loc="upper left")
     plots.label_badge(ax, "measured")
-    note = f"{len(table)} cases: TPOT filled, TTFT open."
-    return figure, plots.caption(list(records), note)
+    return figure, plots.caption(list(records), f"{len(table)} cases: TPOT filled, TTFT open.")
