@@ -21,7 +21,6 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-Reason = Literal["stop", "length"]
 _Never = Literal[False] | None
 SHOWN = 120  # characters of a message that may come from the client
 MAX_ROLE_CHARS = 64
