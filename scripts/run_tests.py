@@ -61,7 +61,15 @@ GATES: dict[str, Callable[[], list[str]]] = {
     # One lab at a time: its orderings and bands are timed on this machine.
     "labs": lambda: notebook_gate(lab_paths(), 120, 300),
     "chapters": lambda: notebook_gate(chapter_paths(), 120, 300, "-n", "2", "--dist", "loadfile"),
-    "browser": lambda: [*PYTEST, "tests/book", "-m", "browser", "--timeout=600"],
+    "browser": lambda: [
+        *PYTEST,
+        "tests/book",
+        "-m",
+        "browser",
+        "-n",
+        "2",
+        "--timeout=600",
+    ],
 }
 
 
